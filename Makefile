@@ -1,0 +1,42 @@
+# `make` lists the targets.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with the exact versions of requirements/cpu.txt
+
+$(STAMP): requirements/cpu.txt requirements/setup.sh requirements/fix_torchvision.py pyproject.toml
+	@PYTHON=$(PYTHON) VENV=$(VENV) bash requirements/setup.sh
+	@touch $@
+
+demo: setup  ## run the whole loop on this machine: answer, judge, tune, compare
+	@$(BIN)/sima demo
+
+test: setup  ## run every test: unit, cluster, engine (GPU ones where there is a GPU)
+	@$(BIN)/python -m pytest
+
+lint: setup  ## ruff, pyright, hadolint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/hadolint docker/*.Dockerfile
+
+format: setup  ## ruff's fixes and formatting
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup  ## the side-by-side benchmarks
+	@$(BIN)/python -m benchmarks
+
+lock:  ## resolve requirements/*.txt anew (needs uv)
+	@bash requirements/lock.sh
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,49 @@
+"""The exceptions that a user may see: each says what was wrong, where, and what to do.
+
+The command line prints such an error as one line and exits with `exit_code`; anything else is a bug and
+keeps its stack trace.
+"""
+
+
+class SimaError(ValueError):
+    """Base of every error that is the input's or the environment's, not the code's."""
+
+    exit_code = 1
+
+
+class ConfigError(SimaError):
+    """A run config that cannot be read or does not fit."""
+
+    exit_code = 2
+
+
+class DataError(SimaError):
+    """A prompts file, image, annotation or pairs file that cannot be used at all."""
+
+
+class ModelError(SimaError):
+    """A model folder that is missing, incomplete or of an unknown layout."""
+
+
+class ParityError(ModelError):
+    """A merged model that does not compute what base + adapter compute; it is not published."""
+
+
+class ServiceError(SimaError):
+    """The policy or critic service is unreachable, overloaded beyond the retries, or failed."""
+
+
+class ClusterError(SimaError):
+    """A Ray cluster that cannot be reached or cannot satisfy the request."""
+
+
+class JobFailed(SimaError):
+    """A submitted job that did not succeed."""
+
+
+class LedgerError(SimaError):
+    """A run whose rows do not add up: read != pairs + counted reasons + quarantined."""
+
+
+class TrainingError(SimaError):
+    """A tuning run that must not go on: a loss that is not finite, a pair without response tokens, …"""

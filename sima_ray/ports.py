@@ -1,0 +1,75 @@
+"""How the pure parts reach a policy: a Protocol, and the plain dicts that cross process borders.
+
+A request is a dict so that callers of the policy service need not import vLLM or this project's server:
+
+    {"content": [{"type": "text", "text": …} | {"type": "image", "image": <bytes>}, …],
+     "max_tokens": int, "temperature": float, "top_p": float, "seed": int | None}
+
+`image` holds the encoded file (JPEG, PNG or WebP). The answer:
+
+    {"text": str, "tokens": int, "prompt_tokens": int, "cached_tokens": int, "logprob": float,
+     "finish_reason": "stop" | "length", "model_version": str}
+
+or, for a request that can never succeed (too long, undecodable image, …), {"error": str}. A request that may
+succeed later (overload, a dead replica) raises instead, and the caller retries.
+"""
+
+from typing import Any, NotRequired, Protocol, TypedDict
+
+
+class TextPart(TypedDict):
+    type: str  # "text"
+    text: str
+
+
+class ImagePart(TypedDict):
+    type: str  # "image"
+    image: bytes
+
+
+Part = TextPart | ImagePart
+"""One piece of a user message; a message is a list of them, in the order that the model reads."""
+
+
+class CompletionRequest(TypedDict):
+    content: list[Part]
+    max_tokens: int
+    temperature: float
+    top_p: NotRequired[float]
+    seed: NotRequired[int | None]
+
+
+class Completion(TypedDict, total=False):
+    text: str
+    tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    logprob: float
+    finish_reason: str
+    model_version: str
+    error: str
+
+
+class Policy(Protocol):
+    """Something that answers: the Serve deployment behind a handle, or a fake in a test."""
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Answer one request.
+
+        Raises:
+            ServiceError: When the policy could not be reached in spite of retries.
+        """
+        ...
+
+
+def text_part(text: str) -> TextPart:
+    """A piece of text of a user message."""
+    return {"type": "text", "text": text}
+
+
+def image_part(image: bytes) -> ImagePart:
+    """An image of a user message, as an encoded file."""
+    return {"type": "image", "image": image}
+
+
+JsonDict = dict[str, Any]

@@ -1,0 +1,185 @@
+"""What moves through a run: prompts, candidates, critiques, outcomes, pairs, and their Arrow schemas.
+
+A row starts as a prompt and gains columns stage by stage (generate, critique, outcome). It never disappears:
+it ends as a preference pair, as one of the counted outcomes, or in the quarantine with its reason.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import pyarrow as pa
+
+Order = Literal["12", "21"]
+"""Which candidate the critic reads first: "12" shows candidate 0 as Response 1, "21" shows it as Response 2."""
+
+Choice = Literal[1, 2]
+"""The response a critic chose, by the number it was shown under."""
+
+ORDERS: tuple[Order, Order] = ("12", "21")
+
+
+class Outcome(StrEnum):
+    """How a row ended. Exactly one per row; the ledger counts them all."""
+
+    PREFERRED_FIRST = "preferred_first"  # both orders chose candidate 0: a pair
+    PREFERRED_SECOND = "preferred_second"  # both orders chose candidate 1: a pair
+    INCONSISTENT = "inconsistent"  # the orders disagree: a tie
+    UNPARSEABLE = "unparseable"  # at least one critique has no verdict
+    IDENTICAL = "identical"  # the candidates say the same: nothing to prefer, no critique asked
+    LENGTH_POLICY = "length_policy"  # a verdict that the length policy left out of the pairs
+    QUARANTINED = "quarantined"  # bad input, or a request that failed for good
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the row became a preference pair."""
+        return self in (Outcome.PREFERRED_FIRST, Outcome.PREFERRED_SECOND)
+
+
+class Quarantine(StrEnum):
+    """Why a row was set aside."""
+
+    MALFORMED_LINE = "malformed_line"  # not a JSON object
+    MISSING_FIELD = "missing_field"
+    EMPTY_FIELD = "empty_field"
+    FIELD_TOO_LONG = "field_too_long"
+    DUPLICATE_ID = "duplicate_id"
+    MISSING_IMAGE = "missing_image"
+    BROKEN_IMAGE = "broken_image"  # truncated or not a JPEG/PNG/WebP
+    IMAGE_TOO_LARGE = "image_too_large"  # more pixels or bytes than allowed, by its header
+    REQUEST_FAILED = "request_failed"  # the policy refused or failed beyond the retries
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question about one image, with its ground-truth answer.
+
+    Attributes:
+        row_id: Stable and unique in a run: the input's own `id`, or a hash of the content.
+        image: Path or URI, relative to the image root unless absolute.
+        text: The question, without image placeholders.
+        ground_truth: The answer that the critic may read; the policy never sees it.
+        source: "FILE:LINE" of the input.
+    """
+
+    row_id: str
+    image: str
+    text: str
+    ground_truth: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One response of the policy.
+
+    Attributes:
+        text: The response.
+        kind: "greedy" or "sampled".
+        temperature, top_p, seed: The sampling that made it (seed None when greedy).
+        tokens: Generated tokens, the end token included.
+        logprob: Sum of the log-probabilities of these tokens (natural log) under the sampling-free policy.
+        finish_reason: "stop" or "length".
+        model_version: The policy version that answered.
+    """
+
+    text: str
+    kind: str
+    temperature: float
+    top_p: float
+    seed: int | None
+    tokens: int
+    logprob: float
+    finish_reason: str
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Critique:
+    """One verdict, in one order.
+
+    Attributes:
+        order: See `Order`.
+        raw: The critic's whole text.
+        reason: The text before the verdict.
+        choice: The response chosen, by the number it was shown under; None when unparseable.
+        tokens: Generated tokens.
+        model_version: The policy version that judged.
+    """
+
+    order: Order
+    raw: str
+    reason: str
+    choice: Choice | None
+    tokens: int = 0
+    model_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A training example for DPO: `chosen` is preferred to `rejected` for this prompt.
+
+    `chosen_from` and `rejected_from` name the candidate's kind; `weight` scales the pair's loss.
+    """
+
+    row_id: str
+    image: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_from: str
+    rejected_from: str
+    weight: float = 1.0
+
+
+PROMPT_FIELDS = [
+    pa.field("row_id", pa.string(), nullable=False),
+    pa.field("image", pa.string()),
+    pa.field("text", pa.string()),
+    pa.field("ground_truth", pa.string()),
+    pa.field("source", pa.string()),
+]
+
+CANDIDATE = pa.struct(
+    [
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("seed", pa.int64()),
+        ("tokens", pa.int32()),
+        ("logprob", pa.float64()),
+        ("finish_reason", pa.string()),
+        ("model_version", pa.string()),
+    ]
+)
+
+CRITIQUE = pa.struct(
+    [
+        ("order", pa.string()),
+        ("raw", pa.string()),
+        ("reason", pa.string()),
+        ("choice", pa.int8()),
+        ("tokens", pa.int32()),
+        ("model_version", pa.string()),
+    ]
+)
+
+ROW_SCHEMA = pa.schema(
+    [
+        *PROMPT_FIELDS,
+        # Set as soon as a row is known to be bad; later stages pass such a row through untouched.
+        pa.field("quarantine", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("candidates", pa.list_(CANDIDATE)),
+        pa.field("critiques", pa.list_(CRITIQUE)),
+        pa.field("prompt_version", pa.string()),
+        pa.field("outcome", pa.string()),
+        pa.field("chosen", pa.string()),
+        pa.field("rejected", pa.string()),
+        pa.field("chosen_from", pa.string()),
+        pa.field("rejected_from", pa.string()),
+        pa.field("weight", pa.float64()),
+    ]
+)
+"""The one schema of the preferences data set; columns that a stage has not reached yet are null."""
