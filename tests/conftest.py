@@ -1,0 +1,34 @@
+"""Fixtures that all tests share: one local Ray a session, and one untrained tiny LLaVA."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before ray, torch or transformers are imported anywhere.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of its own, with more logical CPUs than this machine has: tests wait more than they compute."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="sima-ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        ray.init(num_cpus=8, include_dashboard=False, _temp_dir=temp, configure_logging=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny LLaVA: the published layout, in a few MB."""
+    from sima_ray.policy.tiny import make_tiny_llava
+
+    return make_tiny_llava(tmp_path_factory.mktemp("tiny-llava"))
