@@ -4,7 +4,7 @@ Imports no torch, ray or vllm, so that a command can check a config and answer a
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -20,7 +20,7 @@ from sima_ray.errors import ConfigError
 
 
 def _absolute(path: str) -> str:
-    """A local path made absolute (a job runs in another folder than the one it was submitted from)."""
+    """A local path made absolute: a job runs in another folder than it was submitted from."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
@@ -39,25 +39,33 @@ class DataConfig(Section):
 
     prompts: Location = Field(description="JSON lines: image, text, ground_truth, optional id.")
     images: Location = Field(description="Folder or URI that image names are relative to.")
-    limit: int | None = Field(None, ge=1, description="Use only the first N prompts.")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first N prompts.")
     max_image_pixels: int = Field(
-        50_000_000, ge=1, description="Larger images are set aside, by their header."
+        default=50_000_000, ge=1, description="Larger images are set aside, by their header."
     )
-    max_text_chars: int = Field(20_000, ge=1, description="Longer questions or answers are set aside.")
+    max_text_chars: int = Field(
+        default=20_000, ge=1, description="Longer questions or answers are set aside."
+    )
 
 
 class EngineConfig(Section):
     """How vLLM runs the policy, one replica."""
 
     accelerator: Literal["cpu", "gpu"] = "gpu"
-    cpus: float = Field(1.0, gt=0, description="CPUs a replica reserves in Ray.")
-    tensor_parallel_size: int = Field(1, ge=1)
+    cpus: float = Field(default=1.0, gt=0, description="CPUs a replica reserves in Ray.")
+    tensor_parallel_size: int = Field(default=1, ge=1)
     dtype: str = "bfloat16"
-    max_model_len: int = Field(4096, ge=64, description="Prompt + response, image tokens included.")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    cpu_kv_cache_gb: float = Field(1.0, gt=0, description="KV cache of a CPU replica, GiB.")
-    block_size: int | None = Field(None, description="KV block size; None is the engine's own.")
-    max_num_seqs: int = Field(256, ge=1, description="Requests that run at once in a replica.")
+    max_model_len: int = Field(
+        default=4096, ge=64, description="Prompt + response, image tokens included."
+    )
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    cpu_kv_cache_gb: float = Field(default=1.0, gt=0, description="KV cache of a CPU replica, GiB.")
+    block_size: int | None = Field(
+        default=None, description="KV block size; None is the engine's own."
+    )
+    max_num_seqs: int = Field(
+        default=256, ge=1, description="Requests that run at once in a replica."
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed on as they are."
     )
@@ -66,17 +74,25 @@ class EngineConfig(Section):
 class ServiceConfig(Section):
     """The Serve deployments of the policy and the critic."""
 
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: int = Field(64, ge=1, description="Per replica; above it, scale up.")
-    max_ongoing_requests: int = Field(256, ge=1, description="Per replica; above it, queue.")
-    max_queued_requests: int = Field(4096, ge=-1, description="Above it, 503. -1: no limit.")
-    upscale_delay_s: float = Field(5.0, ge=0)
-    downscale_delay_s: float = Field(300.0, ge=0)
-    openai_routes: bool = Field(False, description="Also serve OpenAI's chat routes at /policy.")
-    host: str = Field("127.0.0.1", description="Where Serve's HTTP proxy listens.")
-    port: int = Field(8000, ge=0, le=65535)
-    max_body_bytes: int = Field(20_000_000, ge=1024, description="Larger requests get 413.")
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: int = Field(
+        default=64, ge=1, description="Per replica; above it, scale up."
+    )
+    max_ongoing_requests: int = Field(
+        default=256, ge=1, description="Per replica; above it, queue."
+    )
+    max_queued_requests: int = Field(
+        default=4096, ge=-1, description="Above it, 503. -1: no limit."
+    )
+    upscale_delay_s: float = Field(default=5.0, ge=0)
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    openai_routes: bool = Field(
+        default=False, description="Also serve OpenAI's chat routes at /policy."
+    )
+    host: str = Field(default="127.0.0.1", description="Where Serve's HTTP proxy listens.")
+    port: int = Field(default=8000, ge=0, le=65535)
+    max_body_bytes: int = Field(default=20_000_000, ge=1024, description="Larger requests get 413.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -90,7 +106,9 @@ class ServiceConfig(Section):
 class PolicyConfig(Section):
     """The model that answers and judges."""
 
-    model: Location = Field(description="Hugging Face folder (config, weights, processor, tokenizer).")
+    model: Location = Field(
+        description="Hugging Face folder (config, weights, processor, tokenizer)."
+    )
     engine: EngineConfig = EngineConfig()
     service: ServiceConfig = ServiceConfig()
 
@@ -98,45 +116,55 @@ class PolicyConfig(Section):
 class GenerationConfig(Section):
     """How the two candidates of a prompt are made: one greedy, one sampled."""
 
-    temperature: float = Field(0.8, gt=0, le=2, description="Of the sampled candidate.")
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
-    concurrency: int = Field(64, ge=1, description="Requests that one Data worker keeps in flight.")
-    workers: int = Field(1, ge=1, description="Data workers of this stage.")
-    batch_size: int = Field(128, ge=1, description="Rows that a Data worker takes at a time.")
-    retries: int = Field(5, ge=0, description="Tries again after a failure that may pass.")
-    timeout_s: float = Field(600.0, gt=0, description="Of one request, queueing included.")
+    temperature: float = Field(default=0.8, gt=0, le=2, description="Of the sampled candidate.")
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    max_tokens: int = Field(default=1024, ge=1)
+    concurrency: int = Field(
+        default=64, ge=1, description="Requests that one Data worker keeps in flight."
+    )
+    workers: int = Field(default=1, ge=1, description="Data workers of this stage.")
+    batch_size: int = Field(
+        default=128, ge=1, description="Rows that a Data worker takes at a time."
+    )
+    retries: int = Field(default=5, ge=0, description="Tries again after a failure that may pass.")
+    timeout_s: float = Field(default=600.0, gt=0, description="Of one request, queueing included.")
 
 
 class CriticConfig(Section):
     """How the policy judges its own candidates."""
 
     layout: Literal["image_first", "examples_first"] = "image_first"
-    examples: Location | None = Field(None, description="YAML of worked examples; None: the shipped ones.")
-    max_tokens: int = Field(512, ge=8, description="Of the reason and the verdict together.")
+    examples: Location | None = Field(
+        default=None, description="YAML of worked examples; None: the shipped ones."
+    )
+    max_tokens: int = Field(
+        default=512, ge=8, description="Of the reason and the verdict together."
+    )
 
 
 class PairsConfig(Section):
     """Which verdicts become training pairs."""
 
     length_policy: Literal["none", "balance"] = Field(
-        "none",
+        default="none",
         description="balance: keep as many pairs with a shorter chosen as with a longer one, "
         "so that brevity alone is not taught.",
     )
     max_length_ratio: float | None = Field(
-        None, gt=1, description="Leave out pairs whose longer side is over this many times the shorter."
+        default=None,
+        gt=1,
+        description="Leave out pairs whose longer side is over this many times the shorter.",
     )
 
 
 class LoraSettings(Section):
     """The adapter. The defaults are the paper's."""
 
-    r: int = Field(128, ge=1)
-    alpha: int = Field(256, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=128, ge=1)
+    alpha: int = Field(default=256, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="Linear layers of the language model, by the end of their names.",
     )
 
@@ -144,24 +172,26 @@ class LoraSettings(Section):
 class TrainingConfig(Section):
     """DPO with LoRA on Ray Train and DeepSpeed. The defaults are the paper's for 7B."""
 
-    beta: float = Field(0.1, gt=0, description="DPO's inverse temperature.")
-    learning_rate: float = Field(1e-7, gt=0)
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(8, ge=1, description="Pairs a step, over all workers.")
-    micro_batch_size: int = Field(1, ge=1, description="Pairs a forward pass, per worker.")
-    max_tokens: int = Field(2048, ge=32, description="Longer pairs are set aside and counted.")
+    beta: float = Field(default=0.1, gt=0, description="DPO's inverse temperature.")
+    learning_rate: float = Field(default=1e-7, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="Pairs a step, over all workers.")
+    micro_batch_size: int = Field(default=1, ge=1, description="Pairs a forward pass, per worker.")
+    max_tokens: int = Field(
+        default=2048, ge=32, description="Longer pairs are set aside and counted."
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lora: LoraSettings = LoraSettings()
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     accelerator: Literal["cpu", "gpu"] = "gpu"
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2
     gradient_checkpointing: bool = False
-    checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
-    max_failures: int = Field(2, ge=0, description="Worker failures that a run survives.")
+    checkpoint_every: int = Field(default=50, ge=1, description="Steps between checkpoints.")
+    max_failures: int = Field(default=2, ge=0, description="Worker failures that a run survives.")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -176,25 +206,27 @@ class EvaluationConfig(Section):
     prompts: Location
     images: Location
     instances: Location = Field(description="COCO instances JSON.")
-    captions: Location | None = Field(None, description="COCO captions JSON, as CHAIR uses it.")
-    limit: int | None = Field(None, ge=1)
-    max_tokens: int = Field(512, ge=1)
+    captions: Location | None = Field(
+        default=None, description="COCO captions JSON, as CHAIR uses it."
+    )
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     pope: list[Location] = Field(default_factory=list, description="POPE files, JSON lines.")
     error_counter: str | None = Field(
-        None,
+        default=None,
         description="'module:function' that counts a response's errors against its ground truth, "
         "where such a count exists (the demo's world).",
     )
-    bootstrap_samples: int = Field(2000, ge=100)
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
 class MergeConfig(Section):
     """The check that merged weights compute what base + adapter compute."""
 
-    parity_rows: int = Field(8, ge=1)
+    parity_rows: int = Field(default=8, ge=1)
     tolerance: float = Field(
-        0.05, gt=0, description="Largest allowed mean |Δ log-prob| at response positions."
+        default=0.05, gt=0, description="Largest allowed mean |Δ log-prob| at response positions."
     )
 
 
@@ -202,9 +234,11 @@ class RunConfig(Section):
     """A whole run: what `sima submit pipeline CONFIG` takes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    runs: Location = Field("runs", validate_default=True, description="Where run folders are made.")
+    runs: Location = Field(
+        default="runs", validate_default=True, description="Where run folders are made."
+    )
     seed: int = 0
-    rounds: int = Field(1, ge=1, le=20)
+    rounds: int = Field(default=1, ge=1, le=20)
     data: DataConfig
     policy: PolicyConfig
     generation: GenerationConfig = GenerationConfig()
@@ -219,7 +253,8 @@ class RunConfig(Section):
         """Read a YAML file.
 
         Raises:
-            ConfigError: Unreadable, not YAML, an unknown key, or a value that does not fit; names each.
+            ConfigError: Unreadable, not YAML, an unknown key, or a value that does not fit; names
+                each.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -230,7 +265,7 @@ class RunConfig(Section):
             raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: must hold a mapping of settings")
-        return cls.parse(values, origin=str(path))
+        return cls.parse(cast(dict[str, Any], values), origin=str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str = "config") -> Self:

@@ -1,8 +1,13 @@
-"""What moves through a run: prompts, candidates, critiques, outcomes, pairs, and their Arrow schemas.
+"""What moves through a run: prompts, candidates, critiques, outcomes, pairs; the Arrow schema.
 
-A row starts as a prompt and gains columns stage by stage (generate, critique, outcome). It never disappears:
-it ends as a preference pair, as one of the counted outcomes, or in the quarantine with its reason.
+A row starts as a prompt and gains columns stage by stage (generate, critique, outcome). It never
+disappears: it ends as a preference pair, as one of the counted outcomes, or in the quarantine with
+its reason.
 """
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+# (pyarrow ships no types.)
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 Order = Literal["12", "21"]
-"""Which candidate the critic reads first: "12" shows candidate 0 as Response 1, "21" shows it as Response 2."""
+"""Which candidate is shown first: "12" shows candidate 0 as Response 1, "21" as Response 2."""
 
 Choice = Literal[1, 2]
 """The response a critic chose, by the number it was shown under."""
@@ -78,7 +83,8 @@ class Candidate:
         kind: "greedy" or "sampled".
         temperature, top_p, seed: The sampling that made it (seed None when greedy).
         tokens: Generated tokens, the end token included.
-        logprob: Sum of the log-probabilities of these tokens (natural log) under the sampling-free policy.
+        logprob: Sum of the log-probabilities of these tokens (natural log) under the sampling-free
+            policy.
         finish_reason: "stop" or "length".
         model_version: The policy version that answered.
     """
