@@ -87,12 +87,28 @@ class ServiceConfig(Section):
     )
     upscale_delay_s: float = Field(default=5.0, ge=0)
     downscale_delay_s: float = Field(default=300.0, ge=0)
+    release_for_training: bool = Field(
+        False, description="Remove the replicas while training runs, on a cluster too small for both."
+    )
     openai_routes: bool = Field(
         default=False, description="Also serve OpenAI's chat routes at /policy."
     )
     host: str = Field(default="127.0.0.1", description="Where Serve's HTTP proxy listens.")
     port: int = Field(default=8000, ge=0, le=65535)
     max_body_bytes: int = Field(default=20_000_000, ge=1024, description="Larger requests get 413.")
+    max_image_pixels: int = Field(
+        default=50_000_000, ge=1, description="Larger images are refused, by their header."
+    )
+    max_text_chars: int = Field(default=20_000, ge=1, description="Of each text in a request.")
+    request_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Of one request to the critic, queueing included; then 504.",
+    )
+    token_file: Location | None = Field(
+        default=None,
+        description="Bearer tokens of the HTTP routes, one a line; read again when it changes.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -67,8 +67,8 @@ class MeteredPolicy:
             self._open -= 1
         # The last answer of a burst is always reported, so that no count is left behind.
         if self._usage.requests >= _FLUSH_EVERY or not self._open:
-            await asyncio.wrap_future(self._total.add.remote(asdict(self._usage)).future())
-            self._usage = Usage()
+            part, self._usage = self._usage, Usage()
+            await asyncio.wrap_future(self._total.add.remote(asdict(part)).future())
         return completion
 
 

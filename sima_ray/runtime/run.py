@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import pyarrow.fs
 import yaml
+from pyarrow import fs
 
 from sima_ray.config import RunConfig
+from sima_ray.data.locations import open_location
 from sima_ray.errors import ConfigError
 from sima_ray.runtime.progress import Progress, Stage, duration
 
@@ -32,7 +33,7 @@ class RunFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self._fs, self._base = pyarrow.fs.FileSystem.from_uri(self.root)
+        self._fs, self._base = open_location(self.root)
 
     def path(self, *parts: str) -> str:
         """The path or URI of something in the folder."""
@@ -41,7 +42,7 @@ class RunFolder:
     def exists(self, *parts: str) -> bool:
         """Whether there is a file or folder of that name."""
         info = self._fs.get_file_info("/".join((self._base, *parts)))
-        return info.type is not pyarrow.fs.FileType.NotFound
+        return info.type is not fs.FileType.NotFound
 
     def read_text(self, *parts: str) -> str:
         """The text of a file.

@@ -20,7 +20,7 @@ from sima_ray.config import RunConfig
 from sima_ray.errors import ClusterError, JobFailed
 from sima_ray.runtime import cluster
 
-STAGES = ("prepare", "preferences", "train", "merge", "evaluate", "report", "pipeline")
+STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline", "serve")
 """The jobs that can be submitted: `python -m jobs.STAGE CONFIG` is each one's entry point."""
 
 _PACKAGES = ("sima_ray", "serve_apps", "jobs")

@@ -1,0 +1,47 @@
+"""What all jobs share: read the config, open the run, run the stage, end with a clear line and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sima_ray.config import RunConfig
+from sima_ray.errors import SimaError
+
+if TYPE_CHECKING:
+    from sima_ray.runtime.run import Run
+
+
+def main(stage: str, summary: str, body: "Callable[[Run, int], object]") -> None:
+    """Run one stage of a run and exit with its status.
+
+    Args:
+        stage: The name of the job, also of the stage's marker in the run folder.
+        summary: What `--help` says.
+        body: The stage, called with the run and the round.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=summary)
+    parser.add_argument("config", help="run config (YAML)")
+    parser.add_argument("--round", type=int, help="default: the first that has not this stage yet")
+    arguments = parser.parse_args()
+    try:
+        config = RunConfig.load(arguments.config)
+        # Only now: reading a config must not wait for ray and torch.
+        from sima_ray.runtime.run import Run
+
+        run = Run.open(config)
+        number = arguments.round if arguments.round is not None else _next_round(run, stage)
+        body(run, number)
+    except Exception as error:
+        cause = getattr(error, "cause", error)  # Ray wraps what a remote task raised
+        if not isinstance(cause, SimaError):
+            raise
+        from sima_ray.runtime.progress import Progress
+
+        Progress().say(f"error: {cause}")
+        sys.exit(cause.exit_code)
+
+
+def _next_round(run: "Run", stage: str) -> int:
+    rounds = range(1, run.config.rounds + 1)
+    return next((k for k in rounds if run.done(f"round-{k}-{stage}") is None), run.config.rounds)

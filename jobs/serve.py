@@ -1,0 +1,26 @@
+"""Job: deploy the policy of one round and the critic, and leave them up."""
+
+import os
+from typing import TYPE_CHECKING
+
+from jobs.entry import main
+
+if TYPE_CHECKING:
+    from sima_ray.runtime.run import Run
+
+
+def body(run: "Run", number: int) -> None:
+    """Deploy both apps; they outlive the job."""
+    from sima_ray.runtime.serving import deploy_critic, deploy_policy
+
+    policy = run.config.policy
+    with run.progress.stage("policy") as stage:
+        deploy_policy(policy, model=run.policy(number), version=run.version(number))
+        stage.result(f"{run.version(number)} is up")
+    with run.progress.stage("critic") as stage:
+        url = deploy_critic(run.config.critic, policy.service, token=os.environ.get("SIMA_TOKEN"))
+        stage.result(f"{url}/v1/critique")
+
+
+if __name__ == "__main__":
+    main("serve", "Deploy a round's policy and the critic, and leave them up.", body)

@@ -1,0 +1,211 @@
+"""The stages of a run, each a function of the run; jobs run one of them, the pipeline all.
+
+A stage reads what earlier stages left in the run folder and leaves its own result there. A stage that finished
+is not run again, so that running the same command again goes on where the last one stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from sima_ray.data.export import export_llava, export_trl
+from sima_ray.data.prompts import index_prompts, problem_lines
+from sima_ray.data.sinks import write_pairs, write_preferences
+from sima_ray.data.stages import critique, generate, outcome, read_prompts
+from sima_ray.errors import ConfigError, DataError
+from sima_ray.policy.merge import merge
+from sima_ray.ports import JsonDict, Policy
+from sima_ray.runtime import evaluation, summary
+from sima_ray.runtime.client import connect_policy
+from sima_ray.runtime.meter import Meter
+from sima_ray.runtime.progress import Stage
+from sima_ray.runtime.run import Run
+from sima_ray.runtime.serving import deploy_policy, remove, swap_policy
+from sima_ray.runtime.training import TrainProgress, run_training
+from sima_ray.tuning.dataset import load_pairs
+
+_SHOWN_PROBLEMS = 20
+
+
+class PolicyService:
+    """The run's policy service: deployed when a stage first needs it, then swapped in place."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._version: str | None = None
+
+    def ensure(self, number: int) -> None:
+        """Make the service answer with the model after that many rounds."""
+        run, version = self._run, self._run.version(number)
+        if self._version == version:
+            return
+        with run.progress.stage("serve") as stage:
+            if self._version is None:
+                deploy_policy(run.config.policy, model=run.policy(number), version=version)
+            else:
+                swap_policy(run.policy(number), version)
+            how = "deployed" if self._version is None else "weights swapped in place"
+            stage.result(f"{version}: {how}")
+        self._version = version
+
+    def connect(self) -> Callable[[], Policy]:
+        """A factory of clients, for Data workers and for this process."""
+        settings = self._run.config.generation
+        return connect_policy(retries=settings.retries, timeout_s=settings.timeout_s)
+
+    def release(self) -> None:
+        """Give the replicas' resources back to the cluster."""
+        if self._version is not None:
+            remove("policy")
+            self._version = None
+
+
+def prepare(run: Run) -> JsonDict:
+    """Index the prompts file: one row a line, bad ones named, counted and set aside."""
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        destination = run.folder.path("prompts.parquet")
+        index = index_prompts(run.config.data, destination)
+        for number, line in enumerate(problem_lines(destination)):
+            if number == _SHOWN_PROBLEMS:
+                run.progress.say(f"  … and more: all are in {run.round_path(1, 'quarantine.jsonl')}")
+                break
+            run.progress.say(f"  {line}")
+        if not index.good:
+            raise DataError(f"{run.config.data.prompts}: none of its {index.rows} prompts can be used")
+        line = f"{index.rows:,} prompts" + (
+            f", {index.rows - index.good:,} set aside" if index.rows > index.good else ""
+        )
+        return {"rows": index.rows, "good": index.good}, line
+
+    return run.once("prepare", "prepare", work)
+
+
+def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
+    """Round `number`: candidates and critiques by the policy of the round before, then pairs."""
+    config, folder = run.config, run.round_path(number, "preferences")
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        meter = Meter()
+        connect = meter.on(service.connect())
+        rows = read_prompts(run.folder.path("prompts.parquet"))
+        rows = generate(
+            rows, data=config.data, generation=config.generation, seed=config.seed, connect=connect
+        )
+        rows = critique(
+            rows,
+            data=config.data,
+            critic=config.critic,
+            generation=config.generation,
+            connect=connect,
+        )
+        with meter.shown(stage):
+            write_preferences(outcome(rows), folder)
+        ledger = write_pairs(folder, run.round_path(number), config.pairs, config.seed)
+        pairs = load_pairs(run.round_path(number, "pairs.parquet"))
+        export_llava(pairs, run.round_path(number, "pairs.llava.json"))
+        export_trl(pairs, run.round_path(number, "pairs.trl.parquet"), images=config.data.images)
+        run.folder.write_json(ledger.to_json(), f"round-{number}", "ledger.json")
+        run.folder.write_json(ledger.to_json(), "ledger.json")
+        result = {"ledger": ledger.to_json(), "usage": asdict(meter.read())}
+        return result, f"{ledger.rows:,} prompts → {ledger.pairs:,} pairs"
+
+    if run.done(f"round-{number}-preferences") is None:
+        service.ensure(number - 1)
+    return run.once(f"round-{number}-preferences", "preferences", work)
+
+
+def train(run: Run, number: int) -> JsonDict:
+    """Round `number`: DPO with LoRA on the round's pairs."""
+    config = run.config
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        def show(at: TrainProgress) -> None:
+            stage.update(
+                f"step {at.step}/{at.steps} · loss {at.loss:.3f} · accuracy {at.accuracy:.2f}"
+            )
+
+        result = run_training(
+            model=run.policy(number - 1),
+            pairs=run.round_path(number, "pairs.parquet"),
+            images=config.data.images,
+            output=run.round_path(number, "train"),
+            config=config.training,
+            seed=config.seed,
+            on_progress=show,
+        )
+        line = f"{result.steps} steps on {result.pairs:,} pairs"
+        if set_aside := sum(result.set_aside.values()):
+            line += f", {set_aside:,} set aside"
+        return asdict(result), line
+
+    _needs(run, f"round-{number}/pairs.parquet", "preferences")
+    return run.once(f"round-{number}-train", "train", work)
+
+
+def merge_adapter(run: Run, number: int) -> JsonDict:
+    """Round `number`: adapter into weights, published only when both compute the same."""
+    config = run.config
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        probe = load_pairs(run.round_path(number, "pairs.parquet"))[: config.merge.parity_rows]
+        report = merge(
+            run.policy(number - 1),
+            run.round_path(number, "train", "adapter"),
+            run.policy(number),
+            config=config.merge,
+            probe=probe,
+            images=config.data.images,
+        )
+        return asdict(report), f"parity {report.difference:.1e} on {report.rows} rows"
+
+    _needs(run, f"round-{number}/train/adapter", "train")
+    return run.once(f"round-{number}-merge", "merge", work)
+
+
+def evaluate(run: Run, number: int, service: PolicyService) -> JsonDict:
+    """Caption the held-out images with the policy after `number` rounds, and score them."""
+    settings = run.config.evaluation
+    if settings is None:
+        raise ConfigError(f"{run.config.name}: the config has no `evaluation` section")
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        result = evaluation.evaluate(settings, run.config, service.connect(), stage)
+        run.folder.write_text(result.captions_jsonl(), f"round-{number}", "captions.jsonl")
+        figures = result.figures()
+        return figures, evaluation.headline(figures)
+
+    if run.done(f"round-{number}-evaluate") is None:
+        service.ensure(number)
+    return run.once(f"round-{number}-evaluate", "evaluate", work)
+
+
+def report(run: Run) -> JsonDict:
+    """The run's summary: before and after with intervals, the critic, the ledger, the seconds."""
+    result = summary.summarise_run(run)
+    run.folder.write_json(result, "summary.json")
+    run.folder.write_text(summary.html(result), "report.html")
+    run.progress.say(f"report       {run.folder.path('report.html')}")
+    return result
+
+
+def pipeline(run: Run) -> JsonDict:
+    """The whole loop: the very stages above, over all rounds."""
+    service = PolicyService(run)
+    prepare(run)
+    evaluated = run.config.evaluation is not None
+    if evaluated:
+        evaluate(run, 0, service)
+    for number in range(1, run.config.rounds + 1):
+        preferences(run, number, service)
+        if run.config.policy.service.release_for_training:
+            service.release()
+        train(run, number)
+        merge_adapter(run, number)
+        if evaluated:
+            evaluate(run, number, service)
+    return report(run)
+
+
+def _needs(run: Run, name: str, stage: str) -> None:
+    if not run.folder.exists(*name.split("/")):
+        raise DataError(f"{run.folder.path(name)} is missing: run the stage `{stage}` first")

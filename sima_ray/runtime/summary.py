@@ -1,0 +1,158 @@
+"""A finished run in one JSON value and one page: before and after, the critic, the ledger, the seconds."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+
+from sima_ray.config import EvaluationConfig
+from sima_ray.data.locations import open_location
+from sima_ray.ledger import Ledger
+from sima_ray.metrics.summary import compare
+from sima_ray.ports import JsonDict
+from sima_ray.records import Outcome
+from sima_ray.runtime.evaluation import (
+    Caption,
+    captions_from_jsonl,
+    columns,
+    error_counter,
+)
+from sima_ray.runtime.run import Run
+
+FIGURES = {
+    "chair_s": ("CHAIR_s ↓", "captions with a hallucinated object"),
+    "chair_i": ("CHAIR_i ↓", "hallucinated object mentions"),
+    "recall": ("recall ↑", "true objects that are named"),
+    "objects": ("objects", "mentions a caption"),
+    "length": ("length", "words a caption"),
+    "errors": ("errors ↓", "errors a caption against the ground truth"),
+}
+"""The figures that are shown, in order: label and meaning. CHAIR never stands without recall and length."""
+
+_TEMPLATE = Path(__file__).parent / "report.html.j2"
+
+
+def summarise_run(run: Run) -> JsonDict:
+    """Everything that the run's end shows.
+
+    Raises:
+        LedgerError: The rows of a round do not add up.
+    """
+    ledger = total_ledger(run)
+    result: JsonDict = {"run": run.config.name, "folder": run.folder.root}
+    if run.config.evaluation is not None:
+        result |= _evaluations(run, run.config.evaluation)
+    result["critic"] = critic_figures(run, 1)
+    result["ledger"] = ledger.to_json()
+    result["seconds"] = seconds(run)
+    result["provenance"] = run.folder.read_json("provenance.json")
+    return result
+
+
+def total_ledger(run: Run) -> Ledger:
+    """The sum of the rounds' ledgers.
+
+    Raises:
+        LedgerError: A round's rows do not add up.
+    """
+    total = Ledger(0)
+    for number in range(1, run.config.rounds + 1):
+        if done := run.done(f"round-{number}-preferences"):
+            ledger = Ledger.from_json(done["result"]["ledger"])
+            ledger.check()
+            total = total + ledger
+    return total
+
+
+def seconds(run: Run) -> dict[str, float]:
+    """Wall seconds of each finished stage, in the order in which they ran."""
+    keys = ["prepare", "round-0-evaluate"]
+    for number in range(1, run.config.rounds + 1):
+        keys += [f"round-{number}-{name}" for name in ("preferences", "train", "merge", "evaluate")]
+    return {key: done["seconds"] for key in keys if (done := run.done(key))}
+
+
+def critic_figures(run: Run, number: int) -> JsonDict:
+    """How the critic did in a round: consistent and unparseable verdicts, and agreement with the oracle.
+
+    The oracle prefers the response with fewer errors; where both have equally many it has no say. Without an
+    error counter in the config `agreement_with_oracle` is null.
+    """
+    settings = run.config.evaluation
+    count = error_counter(settings.error_counter) if settings else None
+    rows = list(_judged_rows(run, number))
+    outcomes = Counter(Outcome(row["outcome"]) for row in rows)
+    decided = sum(n for outcome, n in outcomes.items() if outcome.is_pair)
+    asked = decided + outcomes[Outcome.INCONSISTENT] + outcomes[Outcome.UNPARSEABLE]
+    agree = [verdict for row in rows if (verdict := _agrees(row, count)) is not None] if count else []
+    return {
+        "judged": asked,
+        "consistent": decided / max(decided + outcomes[Outcome.INCONSISTENT], 1),
+        "unparseable": outcomes[Outcome.UNPARSEABLE] / max(asked, 1),
+        "agreement_with_oracle": sum(agree) / len(agree) if agree else None,
+        "agreement_pairs": len(agree),
+    }
+
+
+def html(result: JsonDict) -> str:
+    """The run as one page without scripts or outside files."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        result=result, figures=FIGURES
+    )
+
+
+def _evaluations(run: Run, settings: EvaluationConfig) -> JsonDict:
+    last = run.config.rounds
+    before, after = _captions(run, 0), _captions(run, last)
+    kept = {c.row_id for c in before} & {c.row_id for c in after}
+    paired = [[c for c in captions if c.row_id in kept] for captions in (before, after)]
+    differences = compare(
+        *(columns(captions) for captions in paired),
+        samples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+        seed=run.config.seed,
+    )
+    rounds = [run.done(f"round-{k}-evaluate") for k in range(last + 1)]
+    return {
+        "before": rounds[0]["result"] if rounds[0] else None,
+        "after": rounds[-1]["result"] if rounds[-1] else None,
+        "difference": {name: estimate.to_json() for name, estimate in differences.items()},
+        "rounds": [done["result"] for done in rounds if done],
+        "confidence": settings.confidence,
+        "examples": _examples(*paired),
+    }
+
+
+def _examples(before: list[Caption], after: list[Caption], count: int = 6) -> list[JsonDict]:
+    """The first images whose caption changed: what the tuning did, not what it did best."""
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a.response != b.response]
+    return [
+        {"image": a.image, "before": a.response, "after": b.response} for a, b in changed[:count]
+    ]
+
+
+def _captions(run: Run, number: int) -> list[Caption]:
+    return captions_from_jsonl(run.folder.read_text(f"round-{number}", "captions.jsonl"))
+
+
+def _judged_rows(run: Run, number: int) -> Iterable[dict[str, Any]]:
+    filesystem, path = open_location(run.round_path(number, "preferences"))
+    names = ["ground_truth", "outcome", "candidates", "critiques"]
+    for row in pq.read_table(path, columns=names, filesystem=filesystem).to_pylist():
+        if row["critiques"]:
+            yield row
+
+
+def _agrees(row: dict[str, Any], count: Any) -> bool | None:
+    """Whether a verdict prefers the response with fewer errors; None where either has no preference."""
+    outcome = Outcome(row["outcome"])
+    if not outcome.is_pair:
+        return None
+    first, second = (count(c["text"], row["ground_truth"]) for c in row["candidates"])
+    if first == second:
+        return None
+    return (first < second) == (outcome is Outcome.PREFERRED_FIRST)
