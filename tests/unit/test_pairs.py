@@ -1,0 +1,89 @@
+"""Pairs from decided rows, and the length policy."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sima_ray.config import PairsConfig
+from sima_ray.pairs import PairLengths, apply_length_policy, count_words, to_pair
+from sima_ray.records import Candidate, Outcome, Prompt
+
+PROMPT = Prompt("r1", "images/1.jpg", "What is there?", "a dog", "prompts.jsonl:1")
+BALANCE = PairsConfig(length_policy="balance")
+
+lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=40).map(
+    lambda sizes: [PairLengths(f"row-{n}", *size) for n, size in enumerate(sizes)]
+)
+
+
+def candidate(text: str, kind: str) -> Candidate:
+    return Candidate(text, kind, 0.0, 1.0, None, 3, -1.5, "stop", "round-0")
+
+
+def test_pair_follows_the_preference() -> None:
+    greedy, sampled = candidate("a dog", "greedy"), candidate("two cats", "sampled")
+    first = to_pair(PROMPT, [greedy, sampled], Outcome.PREFERRED_FIRST)
+    assert (first.chosen, first.chosen_from) == ("a dog", "greedy")
+    assert (first.rejected, first.rejected_from) == ("two cats", "sampled")
+    assert (first.row_id, first.image, first.prompt) == ("r1", "images/1.jpg", "What is there?")
+    assert first.weight == 1.0
+    assert to_pair(PROMPT, [sampled, greedy], Outcome.PREFERRED_SECOND) == first
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if not outcome.is_pair])
+def test_other_outcomes_are_no_pairs(outcome: Outcome) -> None:
+    with pytest.raises(AssertionError, match="r1"):
+        to_pair(PROMPT, [candidate("a", "greedy"), candidate("b", "sampled")], outcome)
+
+
+def test_lengths_are_words() -> None:
+    assert count_words("") == 0
+    assert count_words("  a dog's\tbone, \n twice ") == 4
+    assert PairLengths.of("r", "a dog", "a big dog") == PairLengths("r", 2, 3)
+
+
+@given(lengths)
+def test_no_policy_leaves_nothing_out(pairs: list[PairLengths]) -> None:
+    assert apply_length_policy(pairs, PairsConfig(), seed=1) == set()
+
+
+def test_ratio() -> None:
+    pairs = [
+        PairLengths("double", 10, 20),
+        PairLengths("over", 10, 21),
+        PairLengths("over-the-other-way", 21, 10),
+        PairLengths("nothing-said", 0, 1),
+        PairLengths("both-empty", 0, 0),
+    ]
+    left_out = apply_length_policy(pairs, PairsConfig(max_length_ratio=2), seed=1)
+    assert left_out == {"over", "over-the-other-way", "nothing-said"}
+
+
+@given(lengths, st.integers(0, 5), st.one_of(st.none(), st.floats(1.1, 4)), st.randoms())
+def test_balance(
+    pairs: list[PairLengths], seed: int, ratio: float | None, rng: random.Random
+) -> None:
+    config = PairsConfig(length_policy="balance", max_length_ratio=ratio)
+    left_out = apply_length_policy(pairs, config, seed)
+    kept = [pair for pair in pairs if pair.row_id not in left_out]
+    assert sum(p.chosen < p.rejected for p in kept) == sum(p.chosen > p.rejected for p in kept)
+    equal = {pair.row_id for pair in pairs if pair.chosen == pair.rejected}
+    assert not left_out & equal
+    # Nothing more than needed: what the ratio alone leaves out, and the surplus of one kind.
+    by_ratio = apply_length_policy(pairs, PairsConfig(max_length_ratio=ratio), seed)
+    surplus = [pair for pair in pairs if pair.row_id in left_out - by_ratio]
+    assert len({pair.chosen < pair.rejected for pair in surplus}) <= 1
+    # The rows' order does not matter.
+    shuffled = rng.sample(pairs, len(pairs))
+    assert apply_length_policy(shuffled, config, seed) == left_out
+
+
+def test_seed_chooses_the_surplus() -> None:
+    pairs = [PairLengths(f"row-{n}", 3, 5) for n in range(60)]
+    pairs += [PairLengths(f"long-{n}", 5, 3) for n in range(30)]
+    first, second = (apply_length_policy(pairs, BALANCE, seed) for seed in (1, 2))
+    assert len(first) == len(second) == 30
+    assert first != second
+    assert first == apply_length_policy(pairs, BALANCE, 1)
