@@ -26,8 +26,12 @@ def main(stage: str, summary: str, body: "Callable[[Run, int], object]") -> None
     arguments = parser.parse_args()
     try:
         config = RunConfig.load(arguments.config)
-        # Only now: reading a config must not wait for ray and torch.
+        # Only now: reading a config must not wait for ray.
+        import ray
+
         from sima_ray.runtime.run import Run
+
+        ray.init(address="auto")
 
         run = Run.open(config)
         number = arguments.round if arguments.round is not None else _next_round(run, stage)

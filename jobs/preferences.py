@@ -13,7 +13,6 @@ def body(run: "Run", number: int) -> None:
     from sima_ray.runtime import stages
 
     service = stages.PolicyService(run)
-    stages.prepare(run)
     try:
         stages.preferences(run, number, service)
     finally:

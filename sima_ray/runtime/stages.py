@@ -6,22 +6,20 @@ is not run again, so that running the same command again goes on where the last 
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 
 from sima_ray.data.export import export_llava, export_trl
 from sima_ray.data.prompts import index_prompts, problem_lines
-from sima_ray.data.sinks import write_pairs, write_preferences
+from sima_ray.data.sinks import read_pairs, write_pairs, write_preferences
 from sima_ray.data.stages import critique, generate, outcome, read_prompts
 from sima_ray.errors import ConfigError, DataError
-from sima_ray.policy.merge import merge
 from sima_ray.ports import JsonDict, Policy
 from sima_ray.runtime import evaluation, summary
 from sima_ray.runtime.client import connect_policy
 from sima_ray.runtime.meter import Meter
 from sima_ray.runtime.progress import Stage
 from sima_ray.runtime.run import Run
-from sima_ray.runtime.serving import deploy_policy, remove, swap_policy
-from sima_ray.runtime.training import TrainProgress, run_training
-from sima_ray.tuning.dataset import load_pairs
+from sima_ray.runtime.serving import deploy_policy, remove, start_serve, swap_policy
 
 _SHOWN_PROBLEMS = 20
 
@@ -38,8 +36,10 @@ class PolicyService:
         run, version = self._run, self._run.version(number)
         if self._version == version:
             return
+        settings = run.config.policy.service
         with run.progress.stage("serve") as stage:
             if self._version is None:
+                start_serve(settings.host, settings.port)
                 deploy_policy(run.config.policy, model=run.policy(number), version=version)
             else:
                 swap_policy(run.policy(number), version)
@@ -82,12 +82,13 @@ def prepare(run: Run) -> JsonDict:
 
 def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
     """Round `number`: candidates and critiques by the policy of the round before, then pairs."""
+    prepared = prepare(run)
     config, folder = run.config, run.round_path(number, "preferences")
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
         meter = Meter()
         connect = meter.on(service.connect())
-        rows = read_prompts(run.folder.path("prompts.parquet"))
+        rows = read_prompts(run.folder.path("prompts.parquet"), done=folder)
         rows = generate(
             rows, data=config.data, generation=config.generation, seed=config.seed, connect=connect
         )
@@ -100,10 +101,14 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
         )
         with meter.shown(stage):
             write_preferences(outcome(rows), folder)
-        ledger = write_pairs(folder, run.round_path(number), config.pairs, config.seed)
-        pairs = load_pairs(run.round_path(number, "pairs.parquet"))
-        export_llava(pairs, run.round_path(number, "pairs.llava.json"))
-        export_trl(pairs, run.round_path(number, "pairs.trl.parquet"), images=config.data.images)
+        ledger = write_pairs(
+            folder, run.round_path(number), config.pairs, config.seed, rows=prepared["rows"]
+        )
+        pairs = run.round_path(number, "pairs.parquet")
+        export_llava(read_pairs(pairs), run.round_path(number, "pairs.llava.json"))
+        export_trl(
+            read_pairs(pairs), run.round_path(number, "pairs.trl.parquet"), images=config.data.images
+        )
         run.folder.write_json(ledger.to_json(), f"round-{number}", "ledger.json")
         run.folder.write_json(ledger.to_json(), "ledger.json")
         result = {"ledger": ledger.to_json(), "usage": asdict(meter.read())}
@@ -116,6 +121,9 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
 
 def train(run: Run, number: int) -> JsonDict:
     """Round `number`: DPO with LoRA on the round's pairs."""
+    # Imported here, so that the other stages start without torch and DeepSpeed.
+    from sima_ray.runtime.training import TrainProgress, run_training
+
     config = run.config
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
@@ -144,10 +152,13 @@ def train(run: Run, number: int) -> JsonDict:
 
 def merge_adapter(run: Run, number: int) -> JsonDict:
     """Round `number`: adapter into weights, published only when both compute the same."""
+    from sima_ray.policy.merge import merge
+
     config = run.config
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
-        probe = load_pairs(run.round_path(number, "pairs.parquet"))[: config.merge.parity_rows]
+        pairs = read_pairs(run.round_path(number, "pairs.parquet"))
+        probe = list(islice(pairs, config.merge.parity_rows))
         report = merge(
             run.policy(number - 1),
             run.round_path(number, "train", "adapter"),
@@ -191,7 +202,6 @@ def report(run: Run) -> JsonDict:
 def pipeline(run: Run) -> JsonDict:
     """The whole loop: the very stages above, over all rounds."""
     service = PolicyService(run)
-    prepare(run)
     evaluated = run.config.evaluation is not None
     if evaluated:
         evaluate(run, 0, service)

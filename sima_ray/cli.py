@@ -1,0 +1,179 @@
+"""`sima`: the command line. Each verb parses, then imports what it needs, then calls the library."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sima_ray import __version__
+from sima_ray.errors import SimaError
+
+app = typer.Typer(
+    help="Vision-language models that improve themselves on your Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray dashboard URL, as in http://HEAD:8265. "
+        "Default: $RAY_API_SERVER_ADDRESS, or the cluster of `sima up`."
+    ),
+]
+
+
+def main() -> None:
+    """Entry point of the console script: user errors are one line, anything else keeps its trace."""
+    try:
+        app()
+    except SimaError as error:
+        typer.secho(f"sima: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("sima: interrupted", err=True)
+        sys.exit(130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sima-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command()
+def demo(
+    config: Annotated[Path, typer.Option(help="Run config.")] = Path("configs/demo.yaml"),
+    name: Annotated[str | None, typer.Option(help="Run name; default: the config's.")] = None,
+    cpus: Annotated[int, typer.Option(min=2, help="Logical CPUs of the demo's cluster.")] = 4,
+) -> None:
+    """Run the whole loop on this machine: answer, judge, tune, compare."""
+    from sima_ray.demo.run import run_demo
+
+    run_demo(config, name, cpus)
+
+
+@app.command()
+def submit(
+    stage: Annotated[
+        str,
+        typer.Argument(help="preferences, train, merge, evaluate, report, pipeline or serve."),
+    ],
+    config: ConfigPath,
+    address: Address = None,
+    round: Annotated[
+        int | None, typer.Option(min=0, help="Round; default: the first without this stage.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option(help="Follow the log and exit with the job's status.")
+    ] = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the whole log, not only progress.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and submit nothing.")
+    ] = False,
+) -> None:
+    """Submit a stage, or the whole pipeline, to a Ray cluster as a job."""
+    from sima_ray.config import RunConfig
+    from sima_ray.errors import ConfigError
+
+    resolved = RunConfig.load(config)
+    if dry_run:
+        typer.echo(resolved.dump(), nl=False)
+        return
+    from sima_ray.runtime import submission
+    from sima_ray.runtime.progress import Screen
+
+    if stage not in submission.STAGES:
+        raise ConfigError(f"no stage {stage!r}: choose one of {', '.join(submission.STAGES)}")
+    target = submission.find_cluster(address)
+    arguments = () if round is None else ("--round", str(round))
+    job = submission.submit(stage, resolved, target, arguments)
+    typer.echo(f"job          {job} at {target.address}")
+    if not wait:
+        return
+    screen = Screen()
+    try:
+        submission.follow(job, target, on_line=typer.echo if verbose else screen.line)
+    except KeyboardInterrupt:
+        typer.echo(f"\nThe job goes on. To stop it: ray job stop --address {target.address} {job}")
+        raise
+
+
+@app.command()
+def serve(
+    config: ConfigPath,
+    address: Address = None,
+    round: Annotated[int, typer.Option(min=0, help="Round whose policy to serve; 0: base.")] = 0,
+) -> None:
+    """Deploy a policy and the critic on a cluster, and leave them up."""
+    submit("serve", config, address, round, wait=True, verbose=False, dry_run=False)
+
+
+@app.command()
+def up(
+    cpus: Annotated[int, typer.Option(min=1, help="Logical CPUs.")] = 4,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs; default: all found.")] = None,
+    port: Annotated[int | None, typer.Option(help="Dashboard port; default: a free one.")] = None,
+) -> None:
+    """Start a local Ray cluster: loopback only, token required."""
+    from sima_ray.runtime import cluster
+
+    started = cluster.up(cpus, gpus, port)
+    typer.echo(f"cluster      {started.address}")
+    typer.echo(f"token        {started.token_file}")
+    typer.echo("next         sima submit pipeline CONFIG · sima serve CONFIG · sima down")
+
+
+@app.command()
+def down() -> None:
+    """End the local Ray cluster that `sima up` started."""
+    from sima_ray.runtime import cluster
+
+    typer.echo(f"ended        {cluster.down().address}")
+
+
+@app.command()
+def validate(
+    config: ConfigPath,
+    images: Annotated[bool, typer.Option(help="Also check every image.")] = True,
+) -> None:
+    """Check a run config, its prompts file and its images, without a cluster."""
+    from sima_ray.config import RunConfig
+    from sima_ray.runtime.validation import validate_run
+
+    if not validate_run(RunConfig.load(config), images=images):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as in runs/demo.")],
+) -> None:
+    """Show a finished run: before and after, the critic, the ledger."""
+    from sima_ray.runtime.tables import show_summary
+
+    show_summary(run)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, engine, memory, and what a demo needs."""
+    from sima_ray.runtime.doctor import examine
+
+    if not examine():
+        raise typer.Exit(1)

@@ -1,0 +1,175 @@
+"""`sima demo`: the whole loop on a Ray cluster of its own, started here and ended here."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from rich.console import Console
+
+from sima_ray.config import RunConfig
+from sima_ray.demo.world import build_world
+from sima_ray.errors import ConfigError, JobFailed
+from sima_ray.runtime import cluster, submission, tables
+from sima_ray.runtime.progress import Progress, Screen, duration
+
+SCENES = {"train": 800, "test": 500}
+_SAMPLE_EVERY_S = 2.0
+
+
+def run_demo(config_file: Path, name: str | None, cpus: int) -> None:
+    """Make the demo's world, run the pipeline on it, and show what came out.
+
+    Raises:
+        ConfigError: The config cannot be used.
+        JobFailed: The pipeline failed; the message names the log.
+    """
+    config = RunConfig.load(config_file)
+    if name is not None:
+        config = RunConfig.parse(config.model_dump() | {"name": name}, origin="--name")
+    folder = Path(config.runs) / config.name
+    console = Console(highlight=False)
+    if (folder / "demo.json").exists():
+        console.print(f"{folder} holds a finished run; remove it, or choose another --name, to run anew\n")
+        _show_end(folder, console)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds, peak = _run(config, folder, cpus)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    # A run that was resumed keeps the seconds of its earlier stages; `total` is this command's own.
+    summary["seconds"] |= seconds
+    summary["peak_memory_mb"] = round(peak / 2**20)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (folder / "demo.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+    console.print()
+    _show_end(folder, console)
+
+
+def _run(config: RunConfig, folder: Path, cpus: int) -> tuple[dict[str, float], int]:
+    """Cluster up, world, pipeline, cluster down: seconds of each, and the peak memory in bytes."""
+    started = time.monotonic()
+    screen, log_file = Screen(), folder / "demo.log"
+    progress = Progress(_Screened(screen))
+    seconds: dict[str, float] = {}
+    progress.say(f"log          {log_file}")
+    with open(log_file, "a", encoding="utf-8") as log, _terminable():
+        with progress.stage("world") as stage:
+            images = _make_world(config)
+            stage.result(f"{images:,} images with prompts and COCO annotations")
+        seconds["world"] = stage.seconds
+        with progress.stage("cluster") as stage:
+            running = cluster.start(cpus, gpus=0)
+            stage.result(f"Ray at {running.address}, token required")
+        seconds["cluster"] = stage.seconds
+        try:
+            with _peak_memory(running.pid) as peak:
+                _follow(config, running, log, screen, log_file)
+        finally:
+            progress.say("cluster      ending")
+            cluster.stop(running)
+    seconds = {key: round(value, 2) for key, value in seconds.items()}
+    return seconds | {"total": round(time.monotonic() - started, 2)}, peak[0]
+
+
+def _follow(
+    config: RunConfig, running: cluster.LocalCluster, log: object, screen: Screen, log_file: Path
+) -> None:
+    target = submission.Target(running.address, running.environment)
+
+    def line(text: str) -> None:
+        log.write(text + "\n")  # type: ignore[attr-defined]
+        log.flush()  # type: ignore[attr-defined]
+        screen.line(text)
+
+    job = submission.submit("pipeline", config, target)
+    try:
+        submission.follow(job, target, on_line=line)
+    except JobFailed as error:
+        raise JobFailed(f"{error}; the whole log: {log_file}") from error
+
+
+def _make_world(config: RunConfig) -> int:
+    """Build the splits that the config names, where it names them, and return the number of images."""
+    if config.evaluation is None:
+        raise ConfigError("the demo's config needs an `evaluation` section")
+    build_world(Path(config.data.prompts).parent, "train", SCENES["train"])
+    build_world(Path(config.evaluation.prompts).parent, "test", SCENES["test"])
+    return sum(SCENES.values())
+
+
+def _show_end(folder: Path, console: Console) -> None:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    tables.show_summary(folder)
+    console.print(
+        f"took     {duration(summary['seconds']['total'])}, {summary['peak_memory_mb']:,} MB at most\n"
+        f"run      {folder}\nreport   {folder / 'report.html'}\n\n"
+        "Next:\n"
+        f"  sima up && sima serve configs/demo.yaml --round 1   the tuned policy and its critic, live\n"
+        f"  sima submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
+    )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that the cluster is ended too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _peak_memory(pid: int) -> Iterator[list[int]]:
+    """The most memory (bytes, shared pages counted once) that a process and all below it held."""
+    peak, ended = [0], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(_SAMPLE_EVERY_S):
+            peak[0] = max(peak[0], _memory(pid))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _memory(pid: int) -> int:
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in family:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+class _Screened:
+    """The write side of a `Progress` of this process, shown like a job's lines."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def write(self, text: str) -> int:
+        self._screen.line(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""

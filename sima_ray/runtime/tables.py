@@ -1,0 +1,76 @@
+"""A run's summary on a terminal."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sima_ray.errors import DataError
+from sima_ray.ports import JsonDict
+from sima_ray.runtime.summary import FIGURES
+
+
+def show_summary(folder: Path) -> None:
+    """Print the tables of a finished run.
+
+    Raises:
+        DataError: The folder has no summary.
+    """
+    try:
+        result = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / 'summary.json'}: no finished run there ({error})") from error
+    console = Console(highlight=False)
+    if result.get("before"):
+        console.print(figures_table(result))
+    console.print(critic_line(result["critic"]))
+    console.print(ledger_line(result["ledger"]))
+
+
+def figures_table(result: JsonDict) -> Table:
+    """Before and after, each with its interval, and the paired change."""
+    percent = f"{100 * result['confidence']:.0f} %"
+    table = Table(title=f"{result['before']['captions']} held-out images", title_justify="left")
+    for name in ("", "before", "after", f"change [{percent} interval]"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, (label, meaning) in FIGURES.items():
+        if name in result["before"]:
+            before, after, change = (result[key][name] for key in ("before", "after", "difference"))
+            table.add_row(
+                f"{label}  [dim]{meaning}[/dim]",
+                f"{before['value']:.3f}",
+                f"{after['value']:.3f}",
+                f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]",
+            )
+    for kind, before in result["before"]["pope"].items():
+        after = result["after"]["pope"][kind]
+        table.add_row(
+            f"{kind} ↑  [dim]accuracy of yes/no answers[/dim]",
+            f"{before['accuracy']:.3f}",
+            f"{after['accuracy']:.3f}",
+            f"{after['accuracy'] - before['accuracy']:+.3f}",
+        )
+    return table
+
+
+def critic_line(critic: JsonDict) -> str:
+    """What the critic did, on one line."""
+    line = (
+        f"critic   {critic['judged']:,} cases judged in both orders: "
+        f"{critic['consistent']:.1%} consistent, {critic['unparseable']:.1%} unparseable"
+    )
+    if critic["agreement_with_oracle"] is not None:
+        line += f", {critic['agreement_with_oracle']:.1%} agree with the count of errors"
+    return line
+
+
+def ledger_line(ledger: JsonDict) -> str:
+    """Rows in and where each ended, on one line."""
+    parts = [f"{ledger['pairs']:,} pairs"]
+    parts += [
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in ledger["outcomes"].items()
+        if count and not name.startswith("preferred")
+    ]
+    return f"ledger   {ledger['rows']:,} prompts = " + " + ".join(parts)

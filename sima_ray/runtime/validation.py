@@ -1,0 +1,45 @@
+"""`sima validate`: what a run would set aside, before anything is rented."""
+
+import tempfile
+from pathlib import Path
+
+from sima_ray.config import RunConfig
+from sima_ray.data.prompts import check_images, describe, index_prompts, problem_lines
+from sima_ray.errors import SimaError
+
+_SHOWN = 20
+
+
+def validate_run(config: RunConfig, *, images: bool) -> bool:
+    """Check prompts, images and the model folder, and say what was found; True when nothing was.
+
+    Raises:
+        DataError: The prompts file cannot be read at all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = str(Path(folder) / "prompts.parquet")
+        counts = index_prompts(config.data, index)
+        problems = list(problem_lines(index))
+        if images:
+            problems += map(describe, check_images(config.data, index))
+    model = _model_problem(config)
+    for line in [*problems[:_SHOWN], *([model] if model else [])]:
+        print(line)
+    if len(problems) > _SHOWN:
+        print(f"… and {len(problems) - _SHOWN:,} more")
+    print(f"{counts.rows:,} prompts: {counts.rows - len(problems):,} good, {len(problems):,} set aside")
+    return not problems and not model
+
+
+def _model_problem(config: RunConfig) -> str | None:
+    if "://" in config.policy.model:
+        return None
+    try:
+        from sima_ray.policy.checkpoint import check_policy
+
+        check_policy(config.policy.model)
+    except SimaError as error:
+        return str(error)
+    return None
+
+
