@@ -7,7 +7,7 @@ FROM python:3.11-slim-bookworm
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home sima
+    && useradd --create-home --uid 10001 sima
 
 WORKDIR /opt/sima-ray
 COPY requirements/cpu.txt requirements/fix_torchvision.py requirements/
@@ -23,7 +23,7 @@ COPY jobs jobs
 COPY configs configs
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-USER sima
+USER 10001
 WORKDIR /home/sima
 ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
 # The token must be mounted or set (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH): without one Ray does not start.

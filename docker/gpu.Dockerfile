@@ -1,14 +1,13 @@
 # A Ray node with NVIDIA GPUs: policy replicas and training workers.
 # Build from the repository's root: docker build -f docker/gpu.Dockerfile -t sima-ray:gpu .
-FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
+FROM python:3.11-slim-bookworm
 
+# The wheels bring CUDA's libraries; g++ is for what Triton and DeepSpeed compile at first use.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3.12 python3.12-dev python3.12-venv g++ libnuma1 \
+    && apt-get install --yes --no-install-recommends g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home sima \
-    && python3.12 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
+    && useradd --create-home --uid 10001 sima
 
 WORKDIR /opt/sima-ray
 COPY requirements/gpu.txt requirements/
@@ -19,9 +18,11 @@ COPY sima_ray sima_ray
 COPY serve_apps serve_apps
 COPY jobs jobs
 COPY configs configs
-RUN pip install --no-cache-dir --no-deps .
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-USER sima
+USER 10001
 WORKDIR /home/sima
 ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
-CMD ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+# A worker of a cluster; KubeRay gives its own command.
+ENTRYPOINT ["ray", "start", "--block", "--disable-usage-stats"]
+CMD ["--head", "--dashboard-host=127.0.0.1"]

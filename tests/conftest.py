@@ -20,7 +20,9 @@ def ray_cluster() -> Iterator[None]:
     """A Ray of its own, with more logical CPUs than this machine has: tests wait more than they compute."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="sima-ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
+    with tempfile.TemporaryDirectory(
+        prefix="sima-ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as temp:
         ray.init(num_cpus=8, include_dashboard=False, _temp_dir=temp, configure_logging=False)
         yield
         ray.shutdown()

@@ -80,7 +80,10 @@ class CriticPrompt:
     def version(self) -> str:
         """A short hash of all that shapes the prompt: templates, layout and examples."""
         parts = [_source(name) for name in ("criteria", "example", "case")]
-        parts += [self.layout.value, *(json.dumps(asdict(e), sort_keys=True) for e in self.examples)]
+        parts += [
+            self.layout.value,
+            *(json.dumps(asdict(e), sort_keys=True) for e in self.examples),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 

@@ -2,7 +2,7 @@
 
     On a blue background: at the top left a large dog, in the center a small faded cat.
 
-A caption names the background, then every object in reading order: place, size, whether it is faded, name.
+A caption names the background, then every object in reading order: place, size, fading, name.
 """
 
 import re
@@ -132,7 +132,7 @@ _ENTRY = re.compile(
 
 
 def parse_caption(text: str) -> Caption:
-    """What a text says, in the order that it says it; anything it does not understand is passed over."""
+    """What a text says, in its own order; anything that is not of the language is passed over."""
     lower = text.lower()
     background = _BACKGROUND.search(lower)
     entries = tuple(

@@ -1,4 +1,4 @@
-"""The judge who cannot err: counts a response's errors against the exact description of the scene."""
+"""The judge who cannot err: counts errors against the exact description of the scene."""
 
 from sima_ray.demo.language import Caption, Entry, parse_caption
 from sima_ray.records import Choice
@@ -7,8 +7,8 @@ from sima_ray.records import Choice
 def entry_errors(truth: Entry | None, said: Entry | None) -> int:
     """Errors at one place: 0 when both agree.
 
-    An object that is not there counts one, an object left out counts one (so another object in its place
-    counts two), and a wrong size or fading of the right object counts one.
+    An object that is not there counts one, an object left out counts one (so another object in
+    its place counts two), and a wrong size or fading of the right object counts one.
     """
     if truth is None or said is None:
         return int(truth is not said)
@@ -28,8 +28,8 @@ def by_place(caption: Caption) -> dict[int, Entry]:
 def caption_errors(said: Caption, truth: Caption) -> int:
     """Wrong, missing and misplaced objects, wrong attributes and a wrong background, added up.
 
-    An object at a wrong place counts twice: missing where it is, wrong where it is said to be. A second object
-    at the same place counts one.
+    An object at a wrong place counts twice: missing where it is, wrong where it is said to be. A
+    second object at the same place counts one.
     """
     wanted, given = by_place(truth), by_place(said)
     errors = sum(entry_errors(wanted.get(p), given.get(p)) for p in wanted.keys() | given.keys())

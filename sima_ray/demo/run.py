@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import psutil
 from rich.console import Console
@@ -35,7 +36,9 @@ def run_demo(config_file: Path, name: str | None, cpus: int) -> None:
     folder = Path(config.runs) / config.name
     console = Console(highlight=False)
     if (folder / "demo.json").exists():
-        console.print(f"{folder} holds a finished run; remove it, or choose another --name, to run anew\n")
+        console.print(
+            f"{folder} holds a finished run; remove it, or choose another --name, to run anew\n"
+        )
         _show_end(folder, console)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,13 +80,13 @@ def _run(config: RunConfig, folder: Path, cpus: int) -> tuple[dict[str, float], 
 
 
 def _follow(
-    config: RunConfig, running: cluster.LocalCluster, log: object, screen: Screen, log_file: Path
+    config: RunConfig, running: cluster.LocalCluster, log: TextIO, screen: Screen, log_file: Path
 ) -> None:
     target = submission.Target(running.address, running.environment)
 
     def line(text: str) -> None:
-        log.write(text + "\n")  # type: ignore[attr-defined]
-        log.flush()  # type: ignore[attr-defined]
+        log.write(text + "\n")
+        log.flush()
         screen.line(text)
 
     job = submission.submit("pipeline", config, target)
@@ -167,7 +170,7 @@ class _Screened:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, /) -> int:
         self._screen.line(text)
         return len(text)
 

@@ -41,7 +41,7 @@ class Scene:
 def scenes(split: Split, seed: int = 0) -> Iterator[Scene]:
     """Scenes of one split without end, the same ones every time.
 
-    Every description belongs to exactly one split (`split_of`), so no split holds a scene of another one.
+    Every description belongs to exactly one split (`split_of`): no scene is in two of them.
     """
     index = 0
     while True:

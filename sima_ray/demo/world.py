@@ -1,4 +1,7 @@
-"""Writes a demo world to disk: images, prompts, COCO annotations and POPE questions, the same bytes every time."""
+"""Writes a demo world to disk: images, prompts, COCO annotations and POPE questions.
+
+The same arguments give the same bytes every time.
+"""
 
 import json
 import random
@@ -135,7 +138,8 @@ def _captions(numbered: Mapping[int, Scene]) -> list[dict[str, Any]]:
 def _pope(numbered: Mapping[int, Scene], kind: str, rng: random.Random) -> list[dict[str, Any]]:
     """As many "no" as "yes" questions, the absent objects chosen as POPE does (Li et al. 2023).
 
-    random: any; popular: those in most images; adversarial: those most often seen beside what is present.
+    random: any; popular: those in most images; adversarial: those most often seen beside what is
+    present.
     """
     present = {n: {entry.name for entry in s.truth.entries} for n, s in numbered.items()}
     often = Counter(name for names in present.values() for name in sorted(names))

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,7 +92,7 @@ class ChairVocabulary:
         toilet = any("toilet" in name.split() for name in found)
         kept = [
             name
-            for name, following in zip(found, [*found[1:], ""], strict=True)
+            for name, following in zip_longest(found, found[1:], fillvalue="")
             if not self._only_modifies(name, following) and not (toilet and name == "seat")
         ]
         categories = (self.names.get(name) for name in kept)

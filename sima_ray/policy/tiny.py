@@ -1,7 +1,7 @@
-"""Makes tiny LLaVA checkpoints: Hugging Face folders in the layout of the published ones, for tests and the demo.
+"""Makes tiny LLaVA checkpoints: Hugging Face folders in the layout of the published ones.
 
 CLIP vision tower, two-layer projector, Llama, with processor, tokenizer and chat template, as in
-`llava-hf/llava-1.5-7b-hf`; only everything is small, and the tokenizer is made of bytes and whole phrases.
+`llava-hf/llava-1.5-7b-hf`; only everything is small, and the tokenizer knows bytes and phrases.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def make_tiny_llava(
     Args:
         folder: Made if missing.
         seed: Of the weights.
-        phrases: Texts that the tokenizer reads as one token each; all other text is read byte by byte.
+        phrases: Texts that the tokenizer reads as one token each; other text is read by bytes.
         shape: The sizes.
     """
     shape = shape or TinyShape()
@@ -105,7 +105,7 @@ def make_processor(phrases: Sequence[str], shape: TinyShape) -> LlavaProcessor:
 
 
 def make_tokenizer(phrases: Sequence[str], max_positions: int) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that reads each phrase as one token (the longest that fits, left to right)."""
+    """A byte-level tokenizer that reads each phrase as one token, the longest first."""
     unique = list(dict.fromkeys(phrases))
     byte_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokens = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]

@@ -31,7 +31,9 @@ def examine() -> bool:
 
 
 def _line(name: str, value: str, good: bool, hint: str = "") -> bool:
-    print(f"{'ok ' if good else 'BAD'}  {name:<14} {value}{f'  ({hint})' if hint and not good else ''}")
+    print(
+        f"{'ok ' if good else 'BAD'}  {name:<14} {value}{f'  ({hint})' if hint and not good else ''}"
+    )
     return good
 
 
@@ -69,5 +71,8 @@ def _accelerator() -> bool:
 
 def _amount(name: str, free: float, wanted_gb: int) -> bool:
     return _line(
-        name, f"{free / 2**30:.0f} GiB free", free / 2**30 >= wanted_gb, f"the demo wants {wanted_gb}"
+        name,
+        f"{free / 2**30:.0f} GiB free",
+        free / 2**30 >= wanted_gb,
+        f"the demo wants {wanted_gb}",
     )

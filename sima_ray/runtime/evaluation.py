@@ -130,7 +130,10 @@ def captions_from_jsonl(text: str) -> list[Caption]:
 def headline(figures: JsonDict) -> str:
     """The figures that a stage's last line shows."""
     parts = [f"{figures['captions']} captions"]
-    parts += [f"CHAIR_s {figures['chair_s']['value']:.3f}", f"recall {figures['recall']['value']:.3f}"]
+    parts += [
+        f"CHAIR_s {figures['chair_s']['value']:.3f}",
+        f"recall {figures['recall']['value']:.3f}",
+    ]
     if "errors" in figures:
         parts.append(f"errors {figures['errors']['value']:.2f}")
     return " · ".join(parts)
@@ -233,7 +236,9 @@ def _pope(
     for location in settings.pope:
         questions = read_questions(location, "label")
         answers = asyncio.run(_ask(questions, settings, run, connect(), stage))
-        _tolerate([q.row_id for q, a in zip(questions, answers, strict=True) if a is None], len(answers))
+        _tolerate(
+            [q.row_id for q, a in zip(questions, answers, strict=True) if a is None], len(answers)
+        )
         name = location.rpartition("/")[2].removesuffix(".jsonl").removesuffix(".json")
         # A failed answer is no answer: it counts as unparsed, never as right.
         said = [answer or "" for answer in answers]

@@ -35,7 +35,6 @@ class Usage:
         self.tokens += completion.get("tokens", 0)
 
 
-@ray.remote(num_cpus=0)
 class _Total:
     def __init__(self) -> None:
         self.usage = Usage()
@@ -76,7 +75,7 @@ class Meter:
     """The total over all policies that were connected through it."""
 
     def __init__(self) -> None:
-        self._total = _Total.remote()
+        self._total: Any = ray.remote(num_cpus=0)(_Total).remote()
 
     def on(self, connect: Callable[[], Policy]) -> Callable[[], Policy]:
         """The same factory, its policies metered."""

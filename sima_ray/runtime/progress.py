@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 MARK = "[sima] "
 UPDATE = "… "  # after the stage's name: a line that the next one of the same stage replaces
@@ -16,10 +16,18 @@ _NAME_WIDTH = 12
 _UPDATE_EVERY_S = 2.0
 
 
+class Out(Protocol):
+    """Where lines go: a text stream, or anything with these two."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
 class Stage:
     """One stage's lines: any number of updates, then its result."""
 
-    def __init__(self, name: str, out: TextIO) -> None:
+    def __init__(self, name: str, out: Out) -> None:
         self.name = name
         self.started = time.monotonic()
         self._out = out
@@ -51,7 +59,7 @@ class Stage:
 class Progress:
     """Writes stages to a stream, standard output unless told otherwise."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: Out | None = None) -> None:
         self._out = out or sys.stdout
 
     @contextmanager
@@ -108,6 +116,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _write(out: TextIO, text: str) -> None:
+def _write(out: Out, text: str) -> None:
     out.write(f"{MARK}{text}\n")
     out.flush()

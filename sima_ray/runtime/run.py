@@ -1,11 +1,11 @@
 """The run folder: where a run's config, data, adapters, figures and ledger live, local or at any URI.
 
-    runs/NAME/run.yaml            the resolved config
-              provenance.json     versions, git revision, seed
-              prompts.parquet     one row for each line of the prompts file, bad ones included
-              ledger.json, summary.json, report.html
-              round-K/            preferences/, pairs.parquet, quarantine.jsonl, train/, policy/, evaluation/
-              stages/             a marker for each finished stage: what makes a run resume
+runs/NAME/run.yaml            the resolved config
+          provenance.json     versions, git revision, seed
+          prompts.parquet     one row for each line of the prompts file, bad ones included
+          ledger.json, summary.json, report.html
+          round-K/            preferences/, pairs.parquet, quarantine.jsonl, train/, policy/, evaluation/
+          stages/             a marker for each finished stage: what makes a run resume
 """
 
 import json

@@ -109,9 +109,7 @@ def deploy_policy(
 GUARD_FIELDS = ("max_body_bytes", "max_image_pixels", "max_text_chars", "token_file")
 
 
-def swap_policy(
-    model: str, version: str, name: str = "policy", timeout_s: float = 300.0
-) -> None:
+def swap_policy(model: str, version: str, name: str = "policy", timeout_s: float = 300.0) -> None:
     """Load other weights of the same architecture on all replicas, in place.
 
     Returns when every replica answers with the new version. When one cannot load them, the application's
@@ -191,7 +189,9 @@ def deploy_critic(
     _wait(name, timeout_s)
     details = _details()
     assert details is not None and details.http_options is not None
-    return f"http://{details.http_options.host}:{details.http_options.port}{route_prefix}".rstrip("/")
+    return f"http://{details.http_options.host}:{details.http_options.port}{route_prefix}".rstrip(
+        "/"
+    )
 
 
 def remove(name: str) -> None:
@@ -272,7 +272,9 @@ def _apply(app: JsonDict) -> None:
 
 
 def _apply_all(apps: dict[str, JsonDict]) -> None:
-    schema = ServeDeploySchema(applications=[ServeApplicationSchema(**app) for app in apps.values()])
+    schema = ServeDeploySchema(
+        applications=[ServeApplicationSchema(**app) for app in apps.values()]
+    )
     _client().deploy_apps(schema)
 
 
@@ -316,7 +318,8 @@ def _wait(name: str, timeout_s: float, needs: Sequence[dict[str, float]] = ()) -
             raise ClusterError(f"application {name!r} can never start: {lack}")
         time.sleep(POLL_S)
     raise ServiceError(
-        f"application {name!r} did not start within {timeout_s:.0f} s" + (f": {message}" if message else "")
+        f"application {name!r} did not start within {timeout_s:.0f} s"
+        + (f": {message}" if message else "")
     )
 
 

@@ -67,11 +67,15 @@ def prepare(run: Run) -> JsonDict:
         index = index_prompts(run.config.data, destination)
         for number, line in enumerate(problem_lines(destination)):
             if number == _SHOWN_PROBLEMS:
-                run.progress.say(f"  … and more: all are in {run.round_path(1, 'quarantine.jsonl')}")
+                run.progress.say(
+                    f"  … and more: all are in {run.round_path(1, 'quarantine.jsonl')}"
+                )
                 break
             run.progress.say(f"  {line}")
         if not index.good:
-            raise DataError(f"{run.config.data.prompts}: none of its {index.rows} prompts can be used")
+            raise DataError(
+                f"{run.config.data.prompts}: none of its {index.rows} prompts can be used"
+            )
         line = f"{index.rows:,} prompts" + (
             f", {index.rows - index.good:,} set aside" if index.rows > index.good else ""
         )
@@ -107,7 +111,9 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
         pairs = run.round_path(number, "pairs.parquet")
         export_llava(read_pairs(pairs), run.round_path(number, "pairs.llava.json"))
         export_trl(
-            read_pairs(pairs), run.round_path(number, "pairs.trl.parquet"), images=config.data.images
+            read_pairs(pairs),
+            run.round_path(number, "pairs.trl.parquet"),
+            images=config.data.images,
         )
         run.folder.write_json(ledger.to_json(), f"round-{number}", "ledger.json")
         run.folder.write_json(ledger.to_json(), "ledger.json")

@@ -73,7 +73,9 @@ def submit(stage: str, config: RunConfig, target: Target, arguments: tuple[str, 
             try:
                 return str(
                     client.submit_job(
-                        entrypoint=" ".join(("python", "-m", f"jobs.{stage}", "run.yaml", *arguments)),
+                        entrypoint=" ".join(
+                            ("python", "-m", f"jobs.{stage}", "run.yaml", *arguments)
+                        ),
                         submission_id=job_id,
                         runtime_env={"working_dir": folder, "env_vars": _job_environment()},
                         metadata={
@@ -87,7 +89,9 @@ def submit(stage: str, config: RunConfig, target: Target, arguments: tuple[str, 
             except RuntimeError as error:
                 # A head node that has only just started has no agent yet to run the job.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise ClusterError(f"{target.address}: job refused: {_one_line(error)}") from error
+                    raise ClusterError(
+                        f"{target.address}: job refused: {_one_line(error)}"
+                    ) from error
                 time.sleep(0.5)
 
 
@@ -144,8 +148,10 @@ def _client(target: Target):  # type: ignore[no-untyped-def]  # ray is imported 
 
     try:
         return JobSubmissionClient(target.address)
-    except Exception as error:  # noqa: BLE001  ray raises plain and private types here
-        raise ClusterError(f"{target.address}: no Ray cluster answers: {_one_line(error)}") from error
+    except Exception as error:
+        raise ClusterError(
+            f"{target.address}: no Ray cluster answers: {_one_line(error)}"
+        ) from error
 
 
 def _stage_folder(folder: Path, config: RunConfig) -> None:

@@ -87,7 +87,9 @@ def critic_figures(run: Run, number: int) -> JsonDict:
     outcomes = Counter(Outcome(row["outcome"]) for row in rows)
     decided = sum(n for outcome, n in outcomes.items() if outcome.is_pair)
     asked = decided + outcomes[Outcome.INCONSISTENT] + outcomes[Outcome.UNPARSEABLE]
-    agree = [verdict for row in rows if (verdict := _agrees(row, count)) is not None] if count else []
+    agree = (
+        [verdict for row in rows if (verdict := _agrees(row, count)) is not None] if count else []
+    )
     return {
         "judged": asked,
         "consistent": decided / max(decided + outcomes[Outcome.INCONSISTENT], 1),
@@ -109,9 +111,11 @@ def _evaluations(run: Run, settings: EvaluationConfig) -> JsonDict:
     last = run.config.rounds
     before, after = _captions(run, 0), _captions(run, last)
     kept = {c.row_id for c in before} & {c.row_id for c in after}
-    paired = [[c for c in captions if c.row_id in kept] for captions in (before, after)]
+    before = [caption for caption in before if caption.row_id in kept]
+    after = [caption for caption in after if caption.row_id in kept]
     differences = compare(
-        *(columns(captions) for captions in paired),
+        columns(before),
+        columns(after),
         samples=settings.bootstrap_samples,
         confidence=settings.confidence,
         seed=run.config.seed,
@@ -123,7 +127,7 @@ def _evaluations(run: Run, settings: EvaluationConfig) -> JsonDict:
         "difference": {name: estimate.to_json() for name, estimate in differences.items()},
         "rounds": [done["result"] for done in rounds if done],
         "confidence": settings.confidence,
-        "examples": _examples(*paired),
+        "examples": _examples(before, after),
     }
 
 

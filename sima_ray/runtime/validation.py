@@ -27,7 +27,9 @@ def validate_run(config: RunConfig, *, images: bool) -> bool:
         print(line)
     if len(problems) > _SHOWN:
         print(f"… and {len(problems) - _SHOWN:,} more")
-    print(f"{counts.rows:,} prompts: {counts.rows - len(problems):,} good, {len(problems):,} set aside")
+    print(
+        f"{counts.rows:,} prompts: {counts.rows - len(problems):,} good, {len(problems):,} set aside"
+    )
     return not problems and not model
 
 
@@ -41,5 +43,3 @@ def _model_problem(config: RunConfig) -> str | None:
     except SimaError as error:
         return str(error)
     return None
-
-
