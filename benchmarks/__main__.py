@@ -1,0 +1,6 @@
+"""`python -m benchmarks` (or `make bench`): run every benchmark, one after the other."""
+
+from benchmarks import service
+
+if __name__ == "__main__":
+    service.main([])

@@ -1,0 +1,126 @@
+"""The command line: quick to answer, and one clear line for everything that a user can get wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sima_ray.runtime import cluster
+
+SIMA = Path(sys.executable).parent / "sima"
+
+
+def sima(*arguments: str, cwd: Path | None = None, home: Path | None = None):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home or cwd or "/tmp"), "NO_COLOR": "1"}
+    return subprocess.run(
+        [str(SIMA), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+        cwd=cwd,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    values = {
+        "name": "r",
+        "runs": str(tmp_path / "runs"),
+        "data": {"prompts": str(tmp_path / "prompts.jsonl"), "images": str(tmp_path)},
+        "policy": {"model": str(tmp_path / "model")},
+    }
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def assert_one_line(done: "subprocess.CompletedProcess[str]", *words: str, code: int = 1) -> None:
+    assert done.returncode == code, done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("sima: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['sima', '--help']\n"
+        "from sima_ray.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'numpy'} & sys.modules.keys()\n"
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "submit" in done.stdout
+
+
+def test_dry_run_prints_the_resolved_config(config: Path) -> None:
+    done = sima("submit", "pipeline", str(config), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["training"]["beta"] == 0.1
+
+
+def test_unknown_config_key(config: Path) -> None:
+    config.write_text(config.read_text() + "trainig: {}\n")
+    done = sima("submit", "pipeline", str(config), "--dry-run")
+    assert_one_line(done, str(config), "trainig: unknown key", code=2)
+
+
+def test_missing_config(tmp_path: Path) -> None:
+    done = sima("submit", "pipeline", str(tmp_path / "no.yaml"))
+    assert_one_line(done, "no.yaml", "No such file", code=2)
+
+
+def test_unknown_stage(config: Path) -> None:
+    assert_one_line(sima("submit", "tune", str(config)), "no stage 'tune'", "pipeline", code=2)
+
+
+def test_no_cluster(config: Path, tmp_path: Path) -> None:
+    done = sima("submit", "pipeline", str(config), home=tmp_path)
+    assert_one_line(done, "sima up", "--address")
+
+
+def test_dead_address(config: Path, tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{cluster.free_port()}"
+    done = sima("submit", "pipeline", str(config), "--address", address, home=tmp_path)
+    assert_one_line(done, address)
+
+
+def test_address_without_scheme(config: Path) -> None:
+    done = sima("submit", "pipeline", str(config), "--address", "head:8265")
+    assert_one_line(done, "http://HEAD:8265")
+
+
+def test_busy_port(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert_one_line(sima("up", "--port", port, home=tmp_path), f"port {port} is in use")
+
+
+def test_down_without_a_cluster(tmp_path: Path) -> None:
+    assert_one_line(sima("down", home=tmp_path), "sima up")
+
+
+def test_validate_names_a_missing_model_and_prompts(config: Path, tmp_path: Path) -> None:
+    assert_one_line(sima("validate", str(config)), "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text('{"image": "a.png", "text": "?", "ground_truth": "b"}\n')
+    done = sima("validate", str(config))
+    assert done.returncode == 1
+    assert "prompts.jsonl:1: missing_image" in done.stdout
+    assert f"{tmp_path / 'model'}" in done.stdout
+    assert "1 prompts: 0 good, 1 set aside" in done.stdout
+
+
+def test_report_of_no_run(tmp_path: Path) -> None:
+    assert_one_line(sima("report", str(tmp_path)), "summary.json")
