@@ -35,6 +35,7 @@ class Batch:
     """Packed rows as tensors.
 
     Attributes:
+        name: What the batch teaches, for the log.
         ids_BT, positions_BT: Tokens and their positions.
         mask_B1TT: Whether the token (third) may look at the token (fourth).
         images: Image indices in the order of their tokens, row by row.
@@ -42,6 +43,7 @@ class Batch:
             predicts it stands, the token, and its weight.
     """
 
+    name: str
     ids_BT: torch.Tensor
     positions_BT: torch.Tensor
     mask_B1TT: torch.Tensor
@@ -64,7 +66,7 @@ def shared_length(samples: Sequence[Sample], image_token: int) -> int:
     return limit
 
 
-def pack(groups: Sequence[Sequence[Sample]], image_token: int, pad_token: int) -> Batch:
+def pack(name: str, groups: Sequence[Sequence[Sample]], image_token: int, pad_token: int) -> Batch:
     """One row for each group of samples."""
     rows = [_pack_row(group, image_token) for group in groups]
     longest = max(len(row.ids) for row in rows)
@@ -81,6 +83,7 @@ def pack(groups: Sequence[Sequence[Sample]], image_token: int, pad_token: int) -
     mask = (seen & torch.ones(longest, longest, dtype=torch.bool).tril())[:, None]
     losses = [(at, *loss) for at, row in enumerate(rows) for loss in row.losses]
     return Batch(
+        name=name,
         ids_BT=ids,
         positions_BT=positions,
         mask_B1TT=mask,

@@ -8,6 +8,7 @@ Dimensions: B images or rows, P tokens of an image, T tokens of a row, D width.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -161,7 +162,7 @@ def language_loss(
 
 def train_language(
     model: LlavaForConditionalGeneration,
-    batches: Iterable[Batch],
+    batches: Iterable[Sequence[Batch]],
     steps: int,
     log: Log,
     rate: float,
@@ -172,7 +173,7 @@ def train_language(
 
     Args:
         model: In bf16; trained in place.
-        batches: At least `steps` of them.
+        batches: At least `steps` of them: the batches whose losses are added up in a step.
         steps: How many to take.
         log: Takes progress lines.
         rate: Peak learning rate.
@@ -181,15 +182,17 @@ def train_language(
     """
     trained = [p for n, p in model.named_parameters() if "vision_tower" not in n]
     optimizer = Optimizer(trained, rate, steps)
-    started, running = time.perf_counter(), 0.0
-    for step, batch in zip(range(1, steps + 1), batches, strict=False):
-        loss = language_loss(model, batch, features_NPD)
-        loss.backward()
+    started, running = time.perf_counter(), Counter[str]()
+    for step, parts in zip(range(1, steps + 1), batches, strict=False):
+        for part in parts:
+            loss = language_loss(model, part, features_NPD)
+            loss.backward()
+            running[part.name] += loss.item() / 25
         norm = optimizer.step()
-        running += loss.item()
         if step % 25 == 0:
             seconds = time.perf_counter() - started
-            log(f"language {step}/{steps} {seconds:.0f}s loss {running / 25:.4f} norm {norm:.2f}")
-            running = 0.0
+            losses = " ".join(f"{name} {loss:.4f}" for name, loss in sorted(running.items()))
+            log(f"language {step}/{steps} {seconds:.0f}s {losses} norm {norm:.2f}")
+            running.clear()
         if every and (step % 100 == 0 or step == steps):
             every(step)

@@ -1,0 +1,228 @@
+"""Makes the demo's policy from its seed: `python -m sima_ray.demo.make_policy`.
+
+Three phases, each kept in the work folder so that a later one can be redone alone:
+
+1. vision: the tower learns from dense labels what each patch shows;
+2. compare: the language model learns to compare texts, without images and worked examples;
+3. joint: captions with habits, yes/no questions, and critiques with images and worked examples.
+
+Then the figures of the checkpoint on the validation world go to its `card.json`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
+from sima_ray.demo import evaluate, training
+from sima_ray.demo.curriculum import Curriculum, Pair
+from sima_ray.demo.language import NAMES, QUESTIONS
+from sima_ray.demo.packing import Batch, Sample, pack
+from sima_ray.demo.scenes import Scene, render, scenes
+from sima_ray.demo.tokenizer import phrases
+from sima_ray.policy.tiny import TinyShape, make_model, make_processor, save_tiny_llava
+
+ASSETS = Path(__file__).parent / "assets"
+POLICY = ASSETS / "policy"
+EXAMPLES = ASSETS / "critic_examples.yaml"
+SHAPE = TinyShape(
+    vision_width=160,
+    vision_layers=4,
+    text_width=160,
+    text_layers=6,
+    text_heads=5,
+    max_positions=2048,
+)
+SCENES = 20_000
+VISION_STEPS, COMPARE_STEPS, JOINT_STEPS = 1600, 1500, 1200
+COMPARE_RATE, JOINT_RATE = 2e-3, 1.5e-3
+
+
+class Maker:
+    """One run of the phases.
+
+    Args:
+        work: Where the phases are kept.
+        seed: Of everything.
+    """
+
+    def __init__(self, work: Path, seed: int) -> None:
+        self.work, self.seed = work, seed
+        self.processor: LlavaProcessor = make_processor(phrases(), SHAPE)
+        self.model: LlavaForConditionalGeneration = make_model(self.processor, SHAPE, seed)
+        self.model.to(torch.bfloat16).set_attn_implementation("eager")
+        self.scenes: list[Scene] = list(islice(scenes("train"), SCENES))
+        self.examples = load_examples(EXAMPLES)
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        work.mkdir(parents=True, exist_ok=True)
+
+    def log(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self.started:6.0f}s] {text}", flush=True)
+
+    def phase(self, name: str) -> None:
+        """Run a phase, or load it from the work folder."""
+        kept = self.work / f"{name}.pt"
+        if kept.exists():
+            saved = torch.load(kept)
+            self.model.load_state_dict(saved["weights"])
+            self.seconds[name] = saved["seconds"]
+            self.log(f"{name}: kept in {kept}")
+            return
+        started = time.perf_counter()
+        {"vision": self.vision, "compare": self.compare, "joint": self.joint}[name]()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        torch.save({"weights": self.model.state_dict(), "seconds": self.seconds[name]}, kept)
+
+    def vision(self) -> None:
+        pixels = training.pixels_of(self.scenes, self.processor)
+        labels = training.patch_labels(self.scenes, SHAPE.patch)
+        training.train_vision(self.model, pixels, labels, VISION_STEPS, self.log, seed=self.seed)
+
+    def compare(self) -> None:
+        curriculum = Curriculum(self.processor, [], self.examples, self.seed)
+
+        def batches() -> Iterator[list[Batch]]:
+            while True:
+                groups = [
+                    curriculum.critiques(
+                        Layout.EXAMPLES_FIRST, examples=False, image=False, pairs=1
+                    )
+                    for _ in range(24)
+                ]
+                yield [self._pack("compare", groups)]
+
+        training.train_language(
+            self.model,
+            batches(),
+            COMPARE_STEPS,
+            self.log,
+            COMPARE_RATE,
+            every=self._watch(CriticPrompt(Layout.EXAMPLES_FIRST, ()), with_images=False),
+        )
+
+    def joint(self) -> None:
+        features = self._features()
+        curriculum = Curriculum(self.processor, self.scenes, self.examples, self.seed + 1)
+
+        def batches() -> Iterator[list[Batch]]:
+            step = 0
+            while True:
+                # One step in five reads the paper's layout; text alone keeps what was learnt.
+                layout = Layout.IMAGE_FIRST if step % 5 == 4 else Layout.EXAMPLES_FIRST
+                critiques = [
+                    curriculum.critiques(layout, examples=True, image=True, pairs=2)
+                    for _ in range(6)
+                ]
+                plain = [
+                    curriculum.critiques(layout, examples=False, image=True, pairs=1)
+                    for _ in range(4)
+                ]
+                captions = [curriculum.captions(questions=4) for _ in range(24)]
+                yield [
+                    self._pack("critique", critiques),
+                    self._pack("plain", plain),
+                    self._pack("caption", captions),
+                ]
+                step += 1
+
+        training.train_language(
+            self.model,
+            batches(),
+            JOINT_STEPS,
+            self.log,
+            JOINT_RATE,
+            features,
+            every=self._watch(CriticPrompt(Layout.EXAMPLES_FIRST, self.examples), with_images=True),
+        )
+
+    def _features(self) -> torch.Tensor:
+        """The vision tower's features of all scenes; it is not trained any more."""
+        pixels = training.pixels_of(self.scenes, self.processor)
+        with torch.no_grad():
+            parts = [training.image_features(self.model, part) for part in pixels.split(250)]
+        return torch.cat(parts)
+
+    def _pack(self, name: str, groups: Sequence[Sequence[Sample]]) -> Batch:
+        tokenizer = self.processor.tokenizer
+        return pack(name, groups, self.processor.image_token_id, tokenizer.pad_token_id)
+
+    def _watch(self, prompt: CriticPrompt, with_images: bool) -> Any:
+        """Logs free-running verdicts (and captions) on a few held-out scenes."""
+        held = list(islice(scenes("validation", seed=1), 100))
+        truths = [scene.truth for scene in held]
+        pairs = evaluate.balanced_pairs(truths, self.seed)
+        images = [render(scene) for scene in held] if with_images else None
+        generator = evaluate.Generator(self.model, self.processor)
+
+        def watch(step: int) -> None:
+            verdicts = evaluate.judge(generator, prompt, QUESTIONS[0], truths, pairs, images)
+            figures = evaluate.critic_figures(truths, pairs, verdicts)
+            self.log(f"critic after {step}: {figures}")
+            if images:
+                greedy, _ = evaluate.candidates(generator, QUESTIONS[0], images)
+                self.log(f"captions: {evaluate.caption_figures(greedy, truths)}")
+                self.log(f"POPE: {evaluate.presence_accuracy(generator, truths, images, NAMES)}")
+            torch.save(self.model.state_dict(), self.work / "latest.pt")
+
+        return watch
+
+
+def figures_of(folder: Path, count: int = 500) -> dict[str, Any]:
+    """The figures of a checkpoint on the validation world, through its saved files."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model.set_attn_implementation("eager")
+    generator = evaluate.Generator(model, processor)
+    held = list(islice(scenes("validation"), count))
+    truths, images = [scene.truth for scene in held], [render(scene) for scene in held]
+    greedy, sampled = evaluate.candidates(generator, QUESTIONS[0], images)
+    figures: dict[str, Any] = {
+        "scenes": count,
+        "greedy": evaluate.caption_figures(greedy, truths),
+        "sampled": evaluate.caption_figures(sampled, truths),
+        "pope": evaluate.presence_accuracy(generator, truths, images, NAMES),
+    }
+    own = [(t, Pair(g, s), i) for t, g, s, i in zip(truths, greedy, sampled, images, strict=True)]
+    own = [row for row in own if row[1].first != row[1].second]
+    drawn = list(zip(truths, evaluate.balanced_pairs(truths, 0), images, strict=True))
+    for layout in (Layout.EXAMPLES_FIRST, Layout.IMAGE_FIRST):
+        prompt = CriticPrompt(layout, load_examples(EXAMPLES))
+        for name, rows in (("own", own), ("drawn", drawn[:300])):
+            shown = [list(column) for column in zip(*rows, strict=True)]
+            verdicts = evaluate.judge(generator, prompt, QUESTIONS[0], *shown)
+            figures[f"critic_{layout}_{name}"] = evaluate.critic_figures(*shown[:2], verdicts)
+    return figures
+
+
+def main() -> None:
+    """Train, save, measure."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=POLICY, help="the checkpoint's folder")
+    parser.add_argument("--work", type=Path, default=Path("runs/policy"), help="phases, kept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    maker = Maker(chosen.work, chosen.seed)
+    for name in ("vision", "compare", "joint"):
+        maker.phase(name)
+    save_tiny_llava(maker.model, maker.processor, chosen.out)
+    card: dict[str, Any] = {"seed": chosen.seed, "shape": asdict(SHAPE), "seconds": maker.seconds}
+    card["validation"] = figures_of(chosen.out)
+    card["seconds"]["total"] = round(sum(maker.seconds.values()), 1)
+    text = json.dumps(card, indent=2)
+    (chosen.out / "card.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
