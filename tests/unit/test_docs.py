@@ -1,0 +1,74 @@
+"""The README and the other pages speak of commands, files and settings that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from sima_ray.cli import app
+from sima_ray.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md"]
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def code(page: Path) -> list[str]:
+    """Lines of the page's code blocks, and its inline code."""
+    text = page.read_text()
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL)
+    indented = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [line for block in blocks for line in block.splitlines()] + indented + inline
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sima_commands_and_options_exist(page: Path) -> None:
+    for line in code(page):
+        for words in re.findall(r"(?:^|[\s;&(])sima ((?:[\w./:=<>-]+ ?)+)", line):
+            verb, *rest = shlex.split(words)
+            if not re.fullmatch(r"[a-z]+", verb):
+                continue
+            assert verb in COMMANDS, f"{page.name}: sima {words}"
+            known = {name for option in COMMANDS[verb].params for name in option.opts}
+            known |= {name for option in COMMANDS[verb].params for name in option.secondary_opts}
+            for word in rest:
+                assert not word.startswith("--") or word in known, f"{page.name}: sima {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_targets_exist(page: Path) -> None:
+    for line in code(page):
+        for target in re.findall(r"\bmake ([a-z]+)\b", line):
+            assert target in TARGETS, f"{page.name}: make {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page: Path) -> None:
+    tops = ("cluster/", "sima_ray/", "serve_apps/", "jobs/", "tests/", "docker/", "configs/", "docs/")
+    tops += ("requirements/", "benchmarks/")
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    words = [word.strip("`'\",.:;()") for line in code(page) for word in line.split()]
+    for word in [*links, *words]:
+        if word.startswith(tops) and not re.search(r"[*{<…]|[A-Z]{3}", word):
+            assert (ROOT / word).exists(), f"{page.name}: {word}"
+    for link in links:
+        assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_modules_that_are_run_exist() -> None:
+    for page in PAGES:
+        for line in code(page):
+            for module in re.findall(r"python -m ((?:sima_ray|benchmarks|jobs)[\w.]*)", line):
+                path = ROOT / module.replace(".", "/")
+                assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.name)
+def test_configs_parse(file: Path) -> None:
+    config = RunConfig.load(file)
+    assert RunConfig.parse(config.model_dump()) == config
