@@ -353,7 +353,7 @@ def _reason(app: Any) -> str:
         lines = [line.strip() for line in re.split(r"[\n]|\\n", text or "") if line.strip()]
         errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Problem)\b", line)]
         if errors or lines:
-            return (errors or lines)[-1][:500]
+            return re.sub(r"^RuntimeError: ", "", (errors or lines)[-1])[:500]
     return ""
 
 

@@ -1,0 +1,260 @@
+"""One replica's engine: Ray Serve LLM's server over vLLM, with a unary method of plain dicts.
+
+Importing this takes many seconds (vLLM): only replicas do.
+"""
+
+import asyncio
+import io
+import logging
+import os
+import re
+import uuid
+from typing import Any, cast
+
+from PIL import Image
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+from ray.serve.llm.deployment import LLMServer
+from transformers import AutoProcessor
+from vllm.exceptions import VLLMClientError, VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from serve_apps.gate import Gate
+from sima_ray.config import PolicyConfig
+from sima_ray.images import ImageProblem, decode_image
+from sima_ray.policy.chat import render_prompt
+from sima_ray.ports import Completion, JsonDict, Part, image_part, text_part
+
+logger = logging.getLogger("ray.serve")
+
+
+class BadRequest(ValueError):
+    """A request that can never succeed; the message is for the caller."""
+
+
+class EngineInProcess(VLLMEngine):
+    """vLLM with its CPU worker inside the engine's own process: one process and its imports fewer.
+
+    vLLM itself asks for another process, to set OpenMP's variables in it; ours come with the replica.
+    """
+
+    def _start_async_llm_engine(
+        self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any
+    ) -> Any:
+        parallel = vllm_engine_config.parallel_config
+        if parallel.world_size == 1:
+            parallel.distributed_executor_backend = "uni"
+        return super()._start_async_llm_engine(
+            vllm_engine_args, vllm_engine_config, placement_group
+        )
+
+
+class PolicyServer(LLMServer):
+    """The policy: answers `sima_ray.ports.CompletionRequest`s, and takes new weights in place."""
+
+    config: PolicyConfig
+    _gate: Gate
+    _processor: Any
+    _loaded: str  # the folder of the weights that answer
+    _version: str  # their name; empty while the replica starts
+    _swap_error: str
+    _broken: str
+
+    @classmethod
+    async def create(cls, llm_config: Any, config: PolicyConfig) -> "PolicyServer":
+        """Start the engine and warm it up: what is returned answers at full speed."""
+        engine_cls = EngineInProcess if config.engine.accelerator == "cpu" else VLLMEngine
+        server = cls.sync_init(llm_config, engine_cls=engine_cls)
+        assert isinstance(server, cls)
+        server.config = config
+        server._gate = Gate()
+        server._loaded = config.model
+        server._version = ""
+        server._swap_error = ""
+        server._broken = ""
+        server._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, config.model)
+        try:
+            await server.start()
+        except RuntimeError as error:
+            raise RuntimeError(engine_words() or _last_line(error)) from error
+        await server._warm_up()
+        return server
+
+    async def complete(self, request: JsonDict) -> Completion:
+        """Answer one request (see `sima_ray.ports`)."""
+        try:
+            prompt, params = await asyncio.to_thread(self._prepare, request)
+            async with self._gate.together():
+                version = self._version
+                output = await self._generate(prompt, params)
+        except BadRequest as problem:
+            return {"error": str(problem)}
+        answer = output.outputs[0]
+        if answer.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"the engine ended the request: {answer.finish_reason}")
+        return {
+            "text": answer.text.strip(),
+            "tokens": len(answer.token_ids),
+            "prompt_tokens": len(output.prompt_token_ids or ()),
+            "cached_tokens": output.num_cached_tokens or 0,
+            "logprob": answer.cumulative_logprob or 0.0,
+            "finish_reason": answer.finish_reason,
+            "model_version": version,
+        }
+
+    async def swap(self, model: str, version: str) -> None:
+        """Load other weights of the same architecture in place.
+
+        When that fails the former weights are loaded again and `state` tells why; when even this fails the
+        replica reports itself unhealthy, and Serve replaces it.
+        """
+        async with self._gate.alone():
+            self._swap_error = ""
+            if model != self._loaded:
+                try:
+                    await self._load(model)
+                except Exception as error:
+                    if not self._version:  # a replica that starts: nothing to fall back to
+                        raise
+                    self._swap_error = _last_line(error).removeprefix(
+                        "Call to collective_rpc method failed: "
+                    )
+                    logger.exception("Loading the weights of %r failed", version)
+                    await self._fall_back()
+                    return
+                self._loaded = model
+            self._version = version
+
+    def state(self) -> JsonDict:
+        """The version that answers, and why the last swap failed, if it did."""
+        return {"version": self._version, "swap_error": self._swap_error}
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead or its weights are in doubt."""
+        if self._broken:
+            raise RuntimeError(self._broken)
+        await super().check_health()
+
+    async def _load(self, model: str) -> None:
+        await self.pause(mode="wait", clear_cache=True)
+        try:
+            await self.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        finally:
+            await self.resume()
+
+    async def _fall_back(self) -> None:
+        try:
+            await self._load(self._loaded)
+        except Exception as error:
+            self._broken = f"weights in doubt after a failed swap: {_last_line(error)}"
+            logger.exception("Loading the former weights failed")
+
+    def _prepare(self, request: JsonDict) -> tuple[JsonDict, SamplingParams]:
+        """The engine's prompt and parameters; runs in a thread, since it decodes images."""
+        content = request.get("content")
+        if not isinstance(content, list) or not content:
+            raise BadRequest("content must be a list of parts")
+        if not all(isinstance(part, dict) for part in content):
+            raise BadRequest("a part of the content must be a mapping")
+        images = [self._image(part) for part in content if part.get("type") == "image"]
+        prompt: JsonDict = {"prompt": self._render(content)}
+        if images:
+            prompt["multi_modal_data"] = {"image": images}
+        return prompt, sampling(request)
+
+    def _image(self, part: JsonDict) -> Image.Image:
+        try:
+            return decode_image(part["image"], self.config.service.max_image_pixels)
+        except (ImageProblem, KeyError, TypeError) as problem:
+            words = problem if isinstance(problem, ImageProblem) else "must be bytes"
+            raise BadRequest(f"image: {words}") from problem
+
+    def _render(self, content: list[Part]) -> str:
+        try:
+            prompt = render_prompt(self._processor, content)
+            prompt.encode()
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as problem:
+            raise BadRequest("content: a text part that is not valid text") from problem
+        return prompt
+
+    async def _generate(self, prompt: JsonDict, params: SamplingParams) -> RequestOutput:
+        assert isinstance(self.engine, VLLMEngine)
+        client = self.engine._engine_client
+        assert client is not None
+        last: RequestOutput | None = None
+        try:
+            async for output in client.generate(cast(Any, prompt), params, uuid.uuid4().hex):
+                last = output
+        except VLLMClientError as refusal:
+            raise BadRequest(self._in_words(refusal)) from refusal
+        assert last is not None, "the engine gave no output"
+        return last
+
+    def _in_words(self, refusal: VLLMClientError) -> str:
+        logger.info("The engine refused a request: %s", refusal)
+        limit = self.config.engine.max_model_len
+        too_long = ("input_text", "input_tokens", "max_tokens", "prompt")
+        if isinstance(refusal, VLLMValidationError) and refusal.parameter in too_long:
+            return f"too long: the model reads at most {limit} tokens, image tokens included"
+        return "the engine refused the request: too long, or more images than it takes"
+
+    async def _warm_up(self) -> None:
+        """First requests are slow (lazy imports, kernels): make them before anyone waits."""
+        image = image_part(_grey_png())
+        for content in ([image, text_part("?")], [text_part("?")]):
+            await self.complete(
+                {"content": content, "max_tokens": 2, "temperature": 1.0, "top_p": 0.9, "seed": 1}
+            )
+        await self.reset_prefix_cache()
+
+
+def sampling(request: JsonDict) -> SamplingParams:
+    """vLLM's parameters for a request.
+
+    Raises:
+        BadRequest: For values that no engine would take.
+    """
+    seed = request.get("seed")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise BadRequest("seed must be a whole number from 0 on")
+    try:
+        return SamplingParams(
+            max_tokens=int(request["max_tokens"]),
+            temperature=float(request["temperature"]),
+            top_p=float(request.get("top_p", 1.0)),
+            seed=seed,
+            logprobs=0,  # only the chosen token's, for the sum
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    except KeyError as missing:
+        raise BadRequest(f"{missing.args[0]} is missing") from missing
+    except (TypeError, ValueError, VLLMClientError) as problem:
+        raise BadRequest("max_tokens, temperature, top_p or seed is out of range") from problem
+
+
+def engine_words() -> str:
+    """What the engine's process said last of why it died.
+
+    vLLM only tells its parent to look above, which is this process's own log: that is looked at here.
+    """
+    try:
+        with open("/proc/self/fd/1", "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 200_000))
+            text = log.read().decode(errors="replace")
+    except OSError:  # not a file, or no such thing on this system
+        return ""
+    found = re.findall(
+        r"^\(EngineCore.*ERROR.*\] (\w+(?:Error|Exception): .+)$", text, re.MULTILINE
+    )
+    return found[-1].strip() if found else ""
+
+
+def _grey_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,249 @@
+"""The door of every HTTP route: who may ask, how much, how many at once, and what an error looks like.
+
+An ASGI middleware that takes the whole body in before the application sees the request: bytes are counted as
+they arrive, and an application that never meets a half-read body needs no rules for one.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("ray.serve")
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""Answered without a token: probes have none, and learn nothing but "up"."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def new_token() -> str:
+    """A random bearer token."""
+    return secrets.token_urlsafe(32)
+
+
+def token_hash(token: str) -> str:
+    """What a service keeps of a token: Serve shows an application's arguments on the dashboard."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class ApiError(Exception):
+    """An error that is answered as `{"error": {"code", "message", "request_id"}}`."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers or {}
+
+
+@dataclass
+class Tokens:
+    """The tokens that open the door.
+
+    Attributes:
+        hashes: Of tokens that never change (see `token_hash`).
+        file: One token a line, `#` comments; read again when it changes, so a token can be revoked.
+        anybody: Ask for none.
+    """
+
+    hashes: Sequence[str] = ()
+    file: str | None = None
+    anybody: bool = False
+    _seen: tuple[float, int] | None = None
+    _from_file: list[str] = field(default_factory=list)
+    _checked: float = -1.0
+
+    def accept(self, authorization: str) -> bool:
+        """Whether an Authorization header holds one of the tokens; takes the same time for any wrong one."""
+        if self.anybody:
+            return True
+        scheme, _, token = authorization.partition(" ")
+        given = token_hash(token.strip())
+        # A list, not a generator: every comparison is made.
+        matches = [hmac.compare_digest(given, known) for known in (*self.hashes, *self._current())]
+        return scheme.lower() == "bearer" and any(matches)
+
+    def _current(self) -> list[str]:
+        """Hashes of the file's tokens, looked at again at most once a second."""
+        if self.file is None or time.monotonic() - self._checked < 1:
+            return self._from_file
+        self._checked = time.monotonic()
+        try:
+            state = os.stat(self.file)
+            if (state.st_mtime, state.st_size) != self._seen:
+                lines = Path(self.file).read_text(encoding="utf-8").split("\n")
+                tokens = [line.strip() for line in lines if line.strip() and line[0] != "#"]
+                self._from_file = [token_hash(token) for token in tokens]
+                self._seen = (state.st_mtime, state.st_size)
+        except (OSError, UnicodeDecodeError) as error:
+            logger.error("The token file cannot be read, so its tokens are void: %s", error)
+            self._from_file, self._seen = [], None
+        return self._from_file
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one replica takes.
+
+    Attributes:
+        body_bytes: Of one request; above it, 413.
+        at_once: Requests; above it, 503.
+        read_s: For a body to arrive; then 408.
+    """
+
+    body_bytes: int
+    at_once: int
+    read_s: float = 60.0
+
+
+class Guard:
+    """The middleware (see the module)."""
+
+    def __init__(self, app: App, tokens: Tokens, limits: Limits) -> None:
+        self._app, self._tokens, self._limits = app, tokens, limits
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value for key, value in scope["headers"]}
+        request_id = _request_id(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id)
+        try:
+            await self._admit(scope, headers, receive, answer)
+        except ApiError as error:
+            await answer.error(error)
+        except Exception:
+            logger.exception("Request %s failed", request_id)
+            await answer.error(ApiError(500, "internal", "the service failed; see its log"))
+
+    async def _admit(
+        self, scope: Scope, headers: dict[str, bytes], receive: Receive, answer: "_Answer"
+    ) -> None:
+        if scope["path"] not in OPEN_PATHS:
+            authorization = headers.get("authorization", b"").decode("latin-1")
+            if not self._tokens.accept(authorization):
+                raise ApiError(
+                    401,
+                    "unauthorized",
+                    "a valid bearer token is needed",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+        if self._inside >= self._limits.at_once:
+            raise ApiError(503, "overloaded", "too many requests at once", {"Retry-After": "1"})
+        self._inside += 1
+        try:
+            body = await self._read(headers, receive)
+            await self._app(scope, _replay(body, receive), answer)
+        finally:
+            self._inside -= 1
+
+    async def _read(self, headers: dict[str, bytes], receive: Receive) -> bytes:
+        """The whole body, or 413 or 408 as soon as that is known."""
+        limit = self._limits.body_bytes
+        claimed = headers.get("content-length", b"0")
+        if claimed.isdigit() and int(claimed[:20]) > limit:
+            raise _too_large(limit)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.read_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "disconnected", "the body ended early")
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        raise _too_large(limit)
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError as error:
+            raise ApiError(408, "timeout", "the body took too long to arrive") from error
+
+
+class _Answer:
+    """`send`, with the request id on every response and our own words in place of any other's 5xx."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
+        self._started = self._muted = False
+
+    async def __call__(self, message: Message) -> None:
+        if self._muted:
+            return
+        if message["type"] == "http.response.start":
+            ours = any(key == b"x-sima-error" for key, _ in message["headers"])
+            if message["status"] >= 500 and not ours:
+                logger.error("Request %s was answered %s", self._request_id, message["status"])
+                await self.error(ApiError(500, "internal", "the service failed; see its log"))
+                self._muted = True
+                return
+            message["headers"] = [
+                (key, value) for key, value in message["headers"] if key != b"x-sima-error"
+            ] + [(b"x-request-id", self._request_id.encode())]
+            self._started = True
+        await self._send(message)
+
+    async def error(self, error: ApiError) -> None:
+        """Answer with an error, unless a response is under way already."""
+        if self._started:
+            return
+        self._started = True
+        status, headers, body = error_response(error, self._request_id)
+        headers["x-request-id"] = self._request_id
+        raw = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def error_response(error: ApiError, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an error, in the one shape that all have."""
+    shape = {"code": error.code, "message": error.message, "request_id": request_id}
+    body = json.dumps({"error": shape}, ensure_ascii=False).encode("utf-8", errors="replace")
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    return error.status, headers | error.headers, body
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, then whatever else comes (a disconnect)."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _request_id(headers: dict[str, bytes]) -> str:
+    """The caller's (or Serve's) id when it is a decent one, else a new one."""
+    given = headers.get("x-request-id", b"").decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"the request is over the {limit:,} bytes allowed")

@@ -1,0 +1,57 @@
+"""Asking a policy for its verdict on two responses: one critique an order."""
+
+from dataclasses import dataclass
+
+from sima_ray.critic.prompt import CriticPrompt, in_order
+from sima_ray.critic.verdict import parse_verdict
+from sima_ray.errors import ServiceError
+from sima_ray.ports import Policy
+from sima_ray.records import Critique, Order
+
+
+class RequestRefused(ServiceError):
+    """A request that can never succeed (too long, a broken image); the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the critic judges: two responses to one question about one image.
+
+    `image` is an encoded file; without it, or without `ground_truth`, the critic judges without.
+    """
+
+    image: bytes | None
+    question: str
+    ground_truth: str | None
+    responses: tuple[str, str]
+
+
+async def critique(
+    policy: Policy, prompt: CriticPrompt, case: Case, order: Order, max_tokens: int
+) -> Critique:
+    """Ask for one greedy verdict.
+
+    Raises:
+        RequestRefused: When the policy says that the request can never succeed.
+        ServiceError: When the policy could not be reached in spite of retries.
+    """
+    first, second = in_order(order, case.responses)
+    completion = await policy.complete(
+        {
+            "content": prompt.content(case.image, case.question, case.ground_truth, first, second),
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+        }
+    )
+    if "error" in completion:
+        raise RequestRefused(completion["error"])
+    raw = completion.get("text", "")
+    reason, choice = parse_verdict(raw)
+    return Critique(
+        order=order,
+        raw=raw,
+        reason=reason,
+        choice=choice,
+        tokens=completion.get("tokens", 0),
+        model_version=completion.get("model_version", ""),
+    )
