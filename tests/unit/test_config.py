@@ -1,0 +1,143 @@
+"""The run config: errors that name the key, no lost values, no field that nothing reads."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sima_ray import config
+from sima_ray.config import PairsConfig, RunConfig, Section, TrainingConfig
+from sima_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL: dict[str, Any] = {
+    "name": "test",
+    "data": {"prompts": "prompts.jsonl", "images": "images"},
+    "policy": {"model": "model"},
+}
+
+
+def sections() -> list[type[Section]]:
+    """Every section of the config."""
+    found = [value for value in vars(config).values() if isinstance(value, type)]
+    return [value for value in found if issubclass(value, Section) and value is not Section]
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """MINIMAL with the value at a dotted path set (or removed: None)."""
+    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    *parents, last = path.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("colour", 1, "colour: unknown key"),
+        ("training.lora.rank", 8, "training.lora.rank: unknown key"),
+        ("policy.engine.gpus", 1, "policy.engine.gpus: unknown key"),
+        ("data.prompts", None, "data.prompts: is required"),
+        ("name", None, "name: is required"),
+        ("evaluation.images", "x", "evaluation.prompts: is required"),
+        ("training.epochs", 0, "training.epochs: "),
+        ("training.zero_stage", 4, "training.zero_stage: "),
+        ("name", "a/b", "name: "),
+        ("pairs.max_length_ratio", 1, "pairs.max_length_ratio: "),
+        ("training.workers", 3, "training: batch_size must be a multiple of"),
+        ("policy.service.min_replicas", 2, "policy.service: min_replicas is above max_replicas"),
+    ],
+)
+def test_an_error_names_the_file_and_the_key(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(changed(path, value)))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        RunConfig.load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_every_problem_is_named() -> None:
+    values = changed("colour", 1) | {"rounds": 0, "name": "?"}
+    with pytest.raises(ConfigError, match=r"(?=.*colour)(?=.*rounds)(?=.*name)"):
+        RunConfig.parse(values)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "name: [", "just words"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(str(file))):
+        RunConfig.load(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.load(tmp_path / "missing.yaml")
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**63),
+    rate=st.floats(1e-9, 1),
+    ratio=st.one_of(st.none(), st.floats(1.01, 100)),
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z"),
+)
+def test_dump_loads_equal(seed: int, rate: float, ratio: float | None, name: str) -> None:
+    run = RunConfig.parse(
+        MINIMAL
+        | {"seed": seed, "name": name}
+        | {"training": {"learning_rate": rate}, "pairs": {"max_length_ratio": ratio}}
+    )
+    assert RunConfig.parse(yaml.safe_load(run.dump())) == run
+
+
+def test_locations_are_absolute_or_uris() -> None:
+    run = RunConfig.parse(changed("data.images", "s3://bucket/images"))
+    assert run.data.images == "s3://bucket/images"
+    assert run.data.prompts == str(Path("prompts.jsonl").absolute())
+    assert Path(run.runs).is_absolute()
+
+
+def test_sections_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        PairsConfig().length_policy = "balance"
+    assert TrainingConfig().beta == 0.1
+
+
+def test_every_shipped_config_loads() -> None:
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        run = RunConfig.load(path)
+        assert RunConfig.parse(yaml.safe_load(run.dump())) == run, path
+
+
+def test_every_field_is_read() -> None:
+    """Each field is read, as an attribute, by some file of the product beside config.py."""
+    files = [
+        file for top in ("sima_ray", "jobs", "serve_apps") for file in (ROOT / top).rglob("*.py")
+    ]
+    read = {
+        node.attr
+        for file in files
+        if file != Path(config.__file__)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    unread = [
+        f"{section.__name__}.{name}"
+        for section in sections()
+        for name in section.model_fields
+        if name not in read
+    ]
+    assert not unread, f"settings that nothing reads: {', '.join(unread)}"
