@@ -88,7 +88,7 @@ class ServiceConfig(Section):
     upscale_delay_s: float = Field(default=5.0, ge=0)
     downscale_delay_s: float = Field(default=300.0, ge=0)
     release_for_training: bool = Field(
-        False,
+        default=False,
         description="Remove the replicas while training runs, on a cluster too small for both.",
     )
     openai_routes: bool = Field(
