@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from sima_ray.metrics.pope import pope
 from sima_ray.metrics.summary import ratios, summarise
 from sima_ray.ports import JsonDict, Policy, image_part, text_part
 from sima_ray.runtime.progress import Stage
+
+_COCO_PREFIX = re.compile(r"^COCO_(?:train|val)2014_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,8 @@ def evaluate(
         ServiceError: More than one answer in a hundred failed.
     """
     questions = read_questions(settings.prompts, "ground_truth")[: settings.limit]
-    truth = truth_from_coco(
-        read_json(settings.instances), read_json(settings.captions) if settings.captions else None
-    )
-    if unknown := [q.image for q in questions if q.image.rpartition("/")[2] not in truth]:
+    truth = read_truth(settings)
+    if unknown := [q.image for q in questions if image_key(q.image) not in truth]:
         raise DataError(f"{settings.instances}: has no image {unknown[0]} ({len(unknown)} missing)")
     answers = asyncio.run(_ask(questions, settings, run, connect(), stage))
     count = error_counter(settings.error_counter)
@@ -87,7 +88,7 @@ def evaluate(
             image=question.image,
             text=question.text,
             response=answer,
-            score=score_caption(answer, truth[question.image.rpartition("/")[2]]),
+            score=score_caption(answer, truth[image_key(question.image)]),
             errors=count(answer, question.expected) if count else None,
         )
         for question, answer in zip(questions, answers, strict=True)
@@ -166,6 +167,22 @@ def read_json(location: str) -> Any:
             return json.loads(stream.read())
     except (OSError, ValueError) as error:
         raise DataError(f"{location}: cannot be read: {error}") from error
+
+
+def read_truth(settings: EvaluationConfig) -> dict[str, frozenset[str]]:
+    """The true objects of each annotated image, by `image_key`.
+
+    Raises:
+        DataError: Annotations that cannot be read.
+    """
+    captions = read_json(settings.captions) if settings.captions else None
+    truth = truth_from_coco(read_json(settings.instances), captions)
+    return {image_key(name): objects for name, objects in truth.items()}
+
+
+def image_key(name: str) -> str:
+    """What all of COCO's names of one image have in common: `000000000009.jpg`."""
+    return _COCO_PREFIX.sub("", name.rpartition("/")[2])
 
 
 def read_questions(location: str, expected: str) -> list[Question]:

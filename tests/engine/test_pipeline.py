@@ -62,7 +62,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     build_world(root / "test", "test", HELD_OUT)
     with open(world.prompts, "a", encoding="utf-8") as prompts:
         prompts.write("\n".join(bad_lines(world.images)) + "\n")
-    values = yaml.safe_load(Path("configs/demo.yaml").read_text().replace("runs/demo-world", str(root)))
+    values = yaml.safe_load(
+        Path("configs/demo.yaml").read_text().replace("runs/demo-world", str(root))
+    )
     values |= {"name": "loop", "runs": str(root / "runs"), "rounds": ROUNDS}
     values["data"]["max_image_pixels"] = 50_000_000
     values["policy"]["engine"]["dtype"] = "float32"  # so that two engines can be compared exactly
@@ -208,4 +210,3 @@ def test_a_stage_whose_result_was_removed_runs_again(finished: Finished) -> None
     assert "parity" in finished.text()
     assert (finished.folder / "round-1" / "policy" / "model.safetensors").exists()
     assert finished.text().count("done before") == 5
-
