@@ -1,0 +1,315 @@
+"""Prompts files: every line checked, and indexed as rows of which none is ever lost.
+
+The input is JSON lines (compressed if its name says so): {"image", "text", "ground_truth", optional
+"id"}. Blank lines are no prompts and are skipped; every other line becomes exactly one row of the
+index, a bad one with its reason. Memory stays flat at any size but for the ids.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileType
+
+from sima_ray.config import DataConfig
+from sima_ray.data.locations import load_image, one_line, open_location
+from sima_ray.errors import DataError
+from sima_ray.images import ImageProblem
+from sima_ray.ports import JsonDict
+from sima_ray.records import PROMPT_FIELDS, ROW_SCHEMA, Quarantine
+
+FIELDS = ("image", "text", "ground_truth")
+MAX_NAME_CHARS = 1024
+"""Longest image name and id."""
+ROWS_A_GROUP = 1024
+CHUNK_BYTES = 1 << 20
+
+PLACEHOLDER = re.compile(r"\s*<image>\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIndex:
+    """What a prompts file held: `rows` = `good` + the sum of `problems`."""
+
+    rows: int
+    good: int
+    problems: Counter[Quarantine]
+
+
+class _BadLine(Exception):
+    """A line that is no usable prompt."""
+
+    def __init__(self, reason: Quarantine, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One line: its number from 1, its bytes, whether it is over the limit, whether it ended."""
+
+    number: int
+    data: bytes
+    too_long: bool
+    ended: bool
+
+
+@dataclass(slots=True)
+class _Checker:
+    """Turns lines into rows; remembers the ids it has given out."""
+
+    config: DataConfig
+    ids: set[str] = field(default_factory=set)
+
+    def row(self, line: _Line) -> JsonDict:
+        """The row of one line, good or bad."""
+        row: JsonDict = dict.fromkeys(ROW_SCHEMA.names)
+        row["source"] = f"{self.config.prompts}:{line.number}"
+        try:
+            values = self._parse(line)
+            row.update(self._readable(values))
+            row["row_id"] = given = self._given_id(values)
+            self._check(values, row)
+            row["row_id"] = given or _content_id(row)
+            if row["row_id"] in self.ids:
+                raise _BadLine(
+                    Quarantine.DUPLICATE_ID,
+                    "an earlier line has this id" if given else "an earlier line says the same",
+                )
+        except _BadLine as bad:
+            row["quarantine"], row["error"] = bad.reason.value, one_line(bad)
+            row["row_id"] = self._free_id(row["row_id"], line.number)
+        self.ids.add(row["row_id"])
+        return row
+
+    def _parse(self, line: _Line) -> JsonDict:
+        """The line's JSON object."""
+        if line.too_long:
+            limit = _max_line_bytes(self.config)
+            raise _BadLine(Quarantine.FIELD_TOO_LONG, f"the line has more than {limit:,} bytes")
+        try:
+            values = json.loads(line.data.decode("utf-8-sig" if line.number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise _BadLine(
+                Quarantine.MALFORMED_LINE, f"not UTF-8 at byte {error.start} of the line"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            cut = "" if line.ended else " (the file ends within this line: it may have been cut)"
+            raise _BadLine(
+                Quarantine.MALFORMED_LINE, f"not JSON: {one_line(error)}{cut}"
+            ) from error
+        if not isinstance(values, dict):
+            raise _BadLine(
+                Quarantine.MALFORMED_LINE, f"must be a JSON object, not {_json_type(values)}"
+            )
+        return values
+
+    def _readable(self, values: JsonDict) -> JsonDict:
+        """What a bad line's row shows of it."""
+        texts = {k: v for k in FIELDS if isinstance(v := values.get(k), str) and _encodes(v)}
+        return {name: text[: self.config.max_text_chars] for name, text in texts.items()}
+
+    def _given_id(self, values: JsonDict) -> str | None:
+        """The input's own id, if it has one: a string or an integer."""
+        given = values.get("id")
+        if given is None:
+            return None
+        if isinstance(given, bool) or not isinstance(given, str | int):
+            raise _BadLine(
+                Quarantine.MALFORMED_LINE,
+                f"'id' must be a string or integer, not {_json_type(given)}",
+            )
+        return _text("id", str(given), MAX_NAME_CHARS)
+
+    def _check(self, values: JsonDict, row: JsonDict) -> None:
+        """Put the checked fields into the row."""
+        for name in FIELDS:
+            value = values.get(name)
+            if value is None:
+                raise _BadLine(Quarantine.MISSING_FIELD, f"'{name}' is missing")
+            if not isinstance(value, str):
+                raise _BadLine(
+                    Quarantine.MALFORMED_LINE, f"'{name}' must be a string, not {_json_type(value)}"
+                )
+            if name == "text":
+                value = PLACEHOLDER.sub(" ", value)
+            limit = MAX_NAME_CHARS if name == "image" else self.config.max_text_chars
+            row[name] = _text(name, value, limit)
+
+    def _free_id(self, given: str | None, number: int) -> str:
+        """An id for a bad row that no other row has: the given one, if it has one, and the line."""
+        row_id = f"{given or ''}@line-{number}"
+        while row_id in self.ids:
+            row_id += "+"
+        return row_id
+
+
+def index_prompts(config: DataConfig, destination: str) -> PromptIndex:
+    """Check a prompts file, line by line, and write a Parquet file with one row for each line.
+
+    A row's id is the input's own `id`, or a hash of image, text and ground truth. Literal `<image>`
+    placeholders are taken out of the question. A bad line is a row too: with its reason in
+    `quarantine`, the details in `error`, and an id of its own. With `limit`, the first N prompts
+    are taken.
+
+    Args:
+        config: Where the prompts are, and the limits.
+        destination: The Parquet file to write; it appears when it is whole.
+
+    Raises:
+        DataError: The prompts file cannot be read or holds no line; no such image folder.
+    """
+    _check_folder(config.images)
+    checker = _Checker(config)
+    lines = islice(_lines(config), config.limit)
+    first = next(lines, None)
+    if first is None:
+        raise DataError(f"{config.prompts}: holds no prompts")
+    lines = chain((first,), lines)
+    good, problems = 0, Counter[Quarantine]()
+    filesystem, path = open_location(destination)
+    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    partial = f"{path}.partial"
+    with pq.ParquetWriter(partial, ROW_SCHEMA, filesystem=filesystem) as writer:
+        while rows := [checker.row(line) for line in islice(lines, ROWS_A_GROUP)]:
+            problems.update(Quarantine(row["quarantine"]) for row in rows if row["quarantine"])
+            good += sum(row["quarantine"] is None for row in rows)
+            writer.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA))
+    filesystem.move(partial, path)
+    return PromptIndex(good + problems.total(), good, problems)
+
+
+def read_index(index: str, *, bad: bool = False) -> Iterator[JsonDict]:
+    """The rows of an index (or of any Parquet file of ROW_SCHEMA) that are good, or those that are
+    `bad`.
+
+    Raises:
+        DataError: The index cannot be read.
+    """
+    columns = [column.name for column in PROMPT_FIELDS] + ["quarantine", "error"]
+    filesystem, path = open_location(index)
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            for batch in file.iter_batches(ROWS_A_GROUP, columns=columns):
+                yield from (row for row in batch.to_pylist() if bool(row["quarantine"]) is bad)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{index}: cannot be read: {one_line(error)}") from error
+
+
+def check_images(config: DataConfig, index: str, *, threads: int = 4) -> Iterator[JsonDict]:
+    """The good rows of an index whose image cannot be used, with `quarantine` and `error` set.
+
+    The stages load images by the same function, so what passes here passes there.
+
+    Raises:
+        DataError: The index or the image root cannot be opened.
+    """
+
+    def checked(row: JsonDict) -> JsonDict:
+        try:
+            load_image(config.images, row["image"], config.max_image_pixels)
+        except ImageProblem as problem:
+            return {**row, "quarantine": problem.reason.value, "error": str(problem)}
+        return row
+
+    rows = read_index(index)
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(islice(rows, 16 * threads)):
+            yield from (row for row in pool.map(checked, chunk) if row["quarantine"])
+
+
+def problem_lines(index: str) -> Iterator[str]:
+    """One line for each bad row of an index, in the order of the file."""
+    return (describe(row) for row in read_index(index, bad=True))
+
+
+def describe(row: JsonDict) -> str:
+    """One line about a bad row: file, line, id, reason."""
+    return f"{row['source']}: {row['quarantine']}: {row['error']} (id {row['row_id']})"
+
+
+def _check_folder(images: str) -> None:
+    filesystem, path = open_location(images)
+    if filesystem.get_file_info(path).type is not FileType.Directory:
+        raise DataError(f"{images}: there is no such image folder")
+
+
+def _lines(config: DataConfig) -> Iterator[_Line]:
+    """The lines of the prompts file that are not blank; none held beyond the limit of a line."""
+    limit = _max_line_bytes(config)
+    filesystem, path = open_location(config.prompts)
+    number, held, too_long = 1, b"", False
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                *ends, rest = chunk.split(b"\n")
+                for end in ends:
+                    data = held + end
+                    if too_long or data.strip():
+                        yield _Line(number, data[:limit], too_long or len(data) > limit, True)
+                    number, held, too_long = number + 1, b"", False
+                too_long = too_long or len(held) + len(rest) > limit
+                held = b"" if too_long else held + rest
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{config.prompts}: cannot be read: {one_line(error)}") from error
+    if too_long or held.strip():
+        yield _Line(number, held, too_long, False)
+
+
+def _max_line_bytes(config: DataConfig) -> int:
+    """What a line of fields within their limits can take: a character is 12 bytes at most, as
+    escaped JSON."""
+    return 24 * config.max_text_chars + (64 << 10)
+
+
+def _text(name: str, value: str, limit: int) -> str:
+    """A field's value without white space around it, checked."""
+    value = value.strip()
+    if not _encodes(value):
+        raise _BadLine(Quarantine.MALFORMED_LINE, f"'{name}' holds half a surrogate pair")
+    if not value:
+        raise _BadLine(Quarantine.EMPTY_FIELD, f"'{name}' is empty")
+    if len(value) > limit:
+        raise _BadLine(
+            Quarantine.FIELD_TOO_LONG,
+            f"'{name}' has {len(value):,} characters, over the {limit:,} allowed",
+        )
+    return value
+
+
+def _encodes(value: str) -> bool:
+    """Whether a string can be written as UTF-8 (JSON can hold half a surrogate pair)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _content_id(row: JsonDict) -> str:
+    content = json.dumps([row[name] for name in FIELDS])
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def _json_type(value: Any) -> str:
+    match value:
+        case bool():
+            return "a boolean"
+        case None:
+            return "null"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
