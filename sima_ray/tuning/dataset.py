@@ -1,0 +1,242 @@
+"""Preference pairs as token ids: read, rendered as the service renders them, checked, put in order.
+
+Dimensions: P prompt tokens (image tokens expanded), C tokens of the chosen response, R of the rejected one; both
+end with the end-of-sequence token.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from sima_ray.data.locations import one_line, open_location, read_image
+from sima_ray.errors import DataError, ModelError
+from sima_ray.images import ImageProblem, decode_image
+from sima_ray.policy.chat import join_response, render_prompt
+from sima_ray.policy.checkpoint import image_token_id
+from sima_ray.ports import image_part, text_part
+from sima_ray.records import PreferencePair
+
+MAX_IMAGE_PIXELS = 200_000_000
+"""A last guard against images that fill the memory: the limit of the run has set larger ones aside before."""
+
+_COLUMNS = ["row_id", "image", "prompt", "chosen", "rejected"]
+_OPTIONAL = {"chosen_from": "", "rejected_from": "", "weight": 1.0}
+
+
+class SetAside(StrEnum):
+    """Why a pair is not trained on."""
+
+    DUPLICATE_ID = "duplicate_id"
+    EMPTY_RESPONSE = "empty_response"  # chosen or rejected has no token but the end
+    TOO_LONG = "too_long"  # prompt + longer response, over max_tokens
+    IMAGE_TOKENS = "image_tokens"  # not as many image tokens as image features
+    MISSING_IMAGE = "missing_image"
+    BROKEN_IMAGE = "broken_image"
+    BAD_WEIGHT = "bad_weight"  # negative or not finite
+
+
+class UnusablePair(DataError):
+    """A pair that cannot be trained on; it is set aside and counted, and the run goes on."""
+
+    def __init__(self, row_id: str, reason: SetAside, detail: str) -> None:
+        super().__init__(f"pair {row_id}: {detail}")
+        self.row_id = row_id
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A pair as token ids.
+
+    Attributes:
+        pair: Where it comes from.
+        prompt_P, chosen_C, rejected_R: int64 token ids.
+        image_inputs: What the processor made of the image (`pixel_values`, …), a leading dimension of one image.
+    """
+
+    pair: PreferencePair
+    prompt_P: Tensor
+    chosen_C: Tensor
+    rejected_R: Tensor
+    image_inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both rows, the prompt in each."""
+        return 2 * len(self.prompt_P) + len(self.chosen_C) + len(self.rejected_R)
+
+
+def read_pairs(location: str) -> list[PreferencePair]:
+    """Read pairs from a Parquet file or a folder of them, sorted by row id (files have no stable order).
+
+    Raises:
+        DataError: Not there, not Parquet, a missing column, or no pairs.
+    """
+    filesystem, path = open_location(location)
+    try:
+        table = pq.read_table(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{location}: pairs cannot be read: {one_line(error)}") from error
+    if missing := [name for name in _COLUMNS if name not in table.column_names]:
+        raise DataError(f"{location}: not a pairs file: no column {', '.join(missing)}")
+    names = _COLUMNS + [name for name in _OPTIONAL if name in table.column_names]
+    rows = [_OPTIONAL | row for row in table.select(names).to_pylist()]
+    if not rows:
+        raise DataError(f"{location}: holds no pairs: nothing to train on")
+    for row in rows:
+        if empty := [name for name in _COLUMNS if row[name] is None]:
+            raise DataError(f"{location}: pair {row['row_id']} has no {', '.join(empty)}")
+    pairs = [PreferencePair(**row) for row in rows]
+    return sorted(pairs, key=lambda pair: (pair.row_id, pair.chosen, pair.rejected))
+
+
+class PairEncoder:
+    """Turns pairs into token ids with a policy's own processor."""
+
+    def __init__(self, processor: Any, images: str, max_tokens: int) -> None:
+        """Args:
+        processor: Of the policy.
+        images: Folder or URI that image names are relative to.
+        max_tokens: Longest allowed prompt + response.
+        """
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._images = images
+        self._max_tokens = max_tokens
+        self._image_id = image_token_id(processor)
+        self._eos = self._tokenizer.eos_token_id
+        if self._eos is None:
+            raise ModelError("the tokenizer has no end-of-sequence token")
+
+    def encode(self, pair: PreferencePair) -> EncodedPair:
+        """Render and tokenise one pair.
+
+        The boundary between prompt and response is the longest prefix that the tokens of prompt, prompt + chosen
+        and prompt + rejected share, so that it is right for tokenizers that join text across it.
+
+        Raises:
+            UnusablePair: For any reason but DUPLICATE_ID.
+        """
+        self._check_fields(pair)
+        prompt = render_prompt(self._processor, [image_part(b""), text_part(pair.prompt)])
+        texts = [prompt, *(join_response(prompt, text) for text in (pair.chosen, pair.rejected))]
+        plain, chosen, rejected = (self._ids(text) for text in texts)
+        shared = min(_common(plain, chosen), _common(plain, rejected))
+        responses = [chosen[shared:], rejected[shared:]]
+        for ids in responses:
+            if self._image_id in ids:
+                raise UnusablePair(
+                    pair.row_id, SetAside.IMAGE_TOKENS, "a response holds an image token"
+                )
+            ids.append(self._eos)
+        prompt_ids, image_inputs = self._with_image(pair, prompt, plain)
+        prompt_ids = prompt_ids[: len(prompt_ids) - (len(plain) - shared)]
+        if (longest := len(prompt_ids) + max(map(len, responses))) > self._max_tokens:
+            raise UnusablePair(
+                pair.row_id, SetAside.TOO_LONG, f"{longest} tokens, over {self._max_tokens}"
+            )
+        ids = [torch.tensor(ids) for ids in (prompt_ids, *responses)]
+        return EncodedPair(pair, ids[0], ids[1], ids[2], image_inputs)
+
+    def _check_fields(self, pair: PreferencePair) -> None:
+        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if not text.strip():
+                raise UnusablePair(
+                    pair.row_id, SetAside.EMPTY_RESPONSE, f"the {side} response is empty"
+                )
+        if not (np.isfinite(pair.weight) and pair.weight >= 0):
+            raise UnusablePair(pair.row_id, SetAside.BAD_WEIGHT, f"weight {pair.weight}")
+
+    def _ids(self, text: str) -> list[int]:
+        ids = list(self._tokenizer(text)["input_ids"])
+        return ids[:-1] if ids[-1:] == [self._eos] else ids
+
+    def _with_image(
+        self, pair: PreferencePair, prompt: str, plain: list[int]
+    ) -> tuple[list[int], dict[str, Tensor]]:
+        """The prompt's ids with its image token expanded, and the image's tensors."""
+        try:
+            data = read_image(self._images, pair.image)
+            image = decode_image(data, MAX_IMAGE_PIXELS)
+        except ImageProblem as problem:
+            missing = problem.reason == SetAside.MISSING_IMAGE
+            reason = SetAside.MISSING_IMAGE if missing else SetAside.BROKEN_IMAGE
+            raise UnusablePair(pair.row_id, reason, f"image {pair.image}: {problem}") from problem
+        inputs = dict(self._processor(text=[prompt], images=[image], return_tensors="pt"))
+        ids = inputs.pop("input_ids")[0].tolist()
+        for name in [name for name in inputs if name.endswith(("attention_mask", "type_ids"))]:
+            if inputs[name].shape == (1, len(ids)):  # of the text: the forward pass makes its own
+                inputs.pop(name)
+        if ids[-1] == self._eos:
+            ids.pop()
+        after = plain[::-1].index(self._image_id) if self._image_id in plain else -1
+        if (
+            plain.count(self._image_id) != 1
+            or ids[len(ids) - after :] != plain[len(plain) - after :]
+        ):
+            raise UnusablePair(
+                pair.row_id, SetAside.IMAGE_TOKENS, "the prompt does not hold exactly one image"
+            )
+        return ids, inputs
+
+
+def order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch visits `count` pairs: a function of its arguments alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which pairs each step trains on, whatever the number of workers.
+
+    A step's batch is `batch_size` rows; the last of an epoch is filled up with None, so that every pair is seen
+    exactly once an epoch.
+    """
+
+    pairs: int
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        return -(-self.pairs // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def batch(self, step: int) -> list[int | None]:
+        """The rows of a step, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows = order(self.pairs, self.seed, epoch)
+        batch = rows[place * self.batch_size : (place + 1) * self.batch_size]
+        return [*batch, *[None] * (self.batch_size - len(batch))]
+
+
+def micro_batches(
+    batch: Sequence[int | None], rank: int, world: int, size: int
+) -> Iterator[list[int | None]]:
+    """One worker's share of a step's batch, `size` rows at a time; all workers get equally many."""
+    share = batch[rank::world]
+    assert len(share) % size == 0, "the config checks that batch_size divides"
+    for start in range(0, len(share), size):
+        yield list(share[start : start + size])
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

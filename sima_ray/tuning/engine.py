@@ -1,0 +1,118 @@
+"""DeepSpeed under a training step: started with as little as a step needs, read and saved the same in every stage.
+
+The learning rate is set by whoever takes the steps, as a function of the step alone.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sima_ray.config import TrainingConfig
+from sima_ray.tuning.lora import trainable
+
+Engine = Any
+"""A `deepspeed.DeepSpeedEngine` (the package has no types)."""
+
+
+def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engine:
+    """Wrap a module for training; `torch.distributed` must be up.
+
+    Args:
+        module: Its trainable parameters are the ones that train.
+        config: Precision, ZeRO stage, batch sizes, clipping, weight decay.
+        world: Number of workers.
+    """
+    if config.accelerator == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault(
+        "LOCAL_RANK", "0"
+    )  # a launcher, or Ray Train, has set it where it matters
+    import deepspeed
+
+    if config.accelerator == "cpu":
+        # Else DeepSpeed compiles a shared-memory collective at first use; gloo does for adapters.
+        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    parameters: Any = list(trainable(module).values())  # typed as a Module there
+    started: Any = deepspeed.initialize(
+        model=module,
+        model_parameters=parameters,
+        config=deepspeed_config(config, world),
+        dist_init_required=False,
+    )
+    engine = started[0]
+    if config.dtype == "bfloat16" and config.zero_stage == 0:
+        # This wrapper takes a step with gradients of 0 as it starts; Adam would count it.
+        engine.basic_optimizer.state.clear()
+    engine.train()
+    return engine
+
+
+def deepspeed_config(config: TrainingConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a training config."""
+    bf16 = config.dtype == "bfloat16"
+    return {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * world),
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        # Without ZeRO, DeepSpeed accumulates in the precision of the model only.
+        "data_types": {"grad_accum_dtype": "fp32"} if bf16 and config.zero_stage else {},
+        "zero_optimization": {"stage": config.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": config.learning_rate,
+                "weight_decay": config.weight_decay,
+                "betas": [0.9, 0.999],
+                "torch_adam": True,
+            },
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
+
+
+def set_learning_rate(engine: Engine, rate: float) -> None:
+    """Set the rate of the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def gradient_norm(engine: Engine) -> float | None:
+    """The norm of all gradients before clipping, where the engine will not tell: without ZeRO, in float32.
+
+    For after the last backward pass and before the step.
+    """
+    if engine.zero_optimization() or engine.bfloat16_enabled():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def sum_over_workers(values: Tensor) -> Tensor:
+    """The sum of a tensor over all workers, on every one of them."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_lists(values: list[Any]) -> list[Any]:
+    """The lists of all workers joined, on every one of them."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """Where this worker computes."""
+    if config.accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,0 +1,204 @@
+"""Reference log-probabilities: once per pair, with the adapters off, kept beside the pairs.
+
+The pass that computes them sees every pair, image included, before the first step is taken; so it is also where
+unusable pairs are found and set aside.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow.fs import FileType
+
+from sima_ray.data.locations import open_location
+from sima_ray.records import PreferencePair
+from sima_ray.tuning.dataset import EncodedPair, PairEncoder, SetAside, UnusablePair
+from sima_ray.tuning.forward import PairForward, base_of
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("chosen_logp", pa.float64()),
+        pa.field("rejected_logp", pa.float64()),
+        pa.field("tokens", pa.int32()),
+        pa.field("set_aside", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+CHUNK = 512
+"""Pairs between two writes of the file: what an interruption costs at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the reference pass found out about one pair.
+
+    Attributes:
+        row_id: Of the pair.
+        chosen_logp, rejected_logp: Sums over the response's tokens; None where the pair is set aside.
+        tokens: Of both rows together.
+        set_aside, detail: Why it is not trained on; None where it is.
+    """
+
+    row_id: str
+    chosen_logp: float | None = None
+    rejected_logp: float | None = None
+    tokens: int | None = None
+    set_aside: str | None = None
+    detail: str | None = None
+
+
+class ReferenceFile:
+    """The Parquet file of references; it knows which model and settings it is for."""
+
+    def __init__(self, location: str, key: str) -> None:
+        """Args:
+        location: Path or URI of the file.
+        key: Names all that the numbers depend on; a file with another key is not used.
+        """
+        self._location = location
+        self._key = key.encode()
+
+    def read(self) -> dict[str, Reference]:
+        """The references by row id; none where there is no file, or one with another key."""
+        filesystem, path = open_location(self._location)
+        if filesystem.get_file_info(path).type == FileType.NotFound:
+            return {}
+        table = pq.read_table(path, filesystem=filesystem)
+        if (table.schema.metadata or {}).get(b"reference_of") != self._key:
+            return {}
+        return {row["row_id"]: Reference(**row) for row in table.to_pylist()}
+
+    def write(self, references: dict[str, Reference]) -> None:
+        """Replace the file, never leaving half of one."""
+        filesystem, path = open_location(self._location)
+        rows = [
+            {name: getattr(reference, name) for name in SCHEMA.names}
+            for _, reference in sorted(references.items())
+        ]
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        table = table.replace_schema_metadata({"reference_of": self._key})
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        pq.write_table(table, f"{path}.part", filesystem=filesystem)
+        filesystem.move(f"{path}.part", path)
+
+
+def reference_pass(
+    model: Any,
+    forward: PairForward,
+    encoder: PairEncoder,
+    pairs: Sequence[PreferencePair],
+    file: ReferenceFile,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[list[Reference]], list[Reference]] = list,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Reference]:
+    """References of all pairs: those in the file, and the rest computed, each worker its share.
+
+    Args:
+        model: With or without adapters; they are switched off here.
+        forward: How pairs are scored.
+        encoder: Turns pairs into tokens.
+        pairs: All of them, in the same order on every worker.
+        file: Read first, written by rank 0 after every chunk.
+        batch_size: Pairs a forward pass.
+        rank, world: This worker, and how many there are.
+        gather: The lists of all workers, joined.
+        on_progress: Told how many pairs are done, of how many.
+    """
+    known, todo = _split(pairs, file.read())
+    adapters_off = getattr(model, "disable_adapter", nullcontext)
+    with torch.no_grad(), adapters_off():
+        for start in range(0, len(todo), CHUNK):
+            share = todo[start : start + CHUNK][rank::world]
+            found = list(_references(base_of(model), forward, encoder, share, batch_size))
+            known |= {reference.row_id: reference for reference in gather(found)}
+            if rank == 0:
+                file.write(known)
+            if on_progress:
+                on_progress(len(known), len(pairs))
+    return known
+
+
+def usable(
+    pairs: Sequence[PreferencePair], references: dict[str, Reference]
+) -> list[PreferencePair]:
+    """The pairs to train on, in order; of several with one id the first."""
+    first = {pair.row_id: pair for pair in reversed(pairs)}
+    return [pair for row_id, pair in sorted(first.items()) if references[row_id].set_aside is None]
+
+
+def set_aside(pairs: Sequence[PreferencePair], references: dict[str, Reference]) -> list[Reference]:
+    """The pairs that are not trained on, one entry each, in the order of the pairs."""
+    listed: list[Reference] = []
+    seen: set[str] = set()
+    for pair in pairs:
+        reference = references[pair.row_id]
+        if pair.row_id in seen:
+            detail = "an earlier pair has this id"
+            listed.append(Reference(pair.row_id, set_aside=SetAside.DUPLICATE_ID, detail=detail))
+        elif reference.set_aside is not None:
+            listed.append(reference)
+        seen.add(pair.row_id)
+    return listed
+
+
+def _split(
+    pairs: Sequence[PreferencePair], stored: dict[str, Reference]
+) -> tuple[dict[str, Reference], list[PreferencePair]]:
+    """What is known of these pairs, and the pairs of which nothing is, each id once."""
+    known: dict[str, Reference] = {}
+    todo: dict[str, PreferencePair] = {}
+    for pair in pairs:
+        if pair.row_id in stored:
+            known[pair.row_id] = stored[pair.row_id]
+        else:
+            todo.setdefault(pair.row_id, pair)
+    return known, list(todo.values())
+
+
+def _references(
+    model: Any,
+    forward: PairForward,
+    encoder: PairEncoder,
+    pairs: Sequence[PreferencePair],
+    batch_size: int,
+) -> Iterator[Reference]:
+    encoded: list[EncodedPair] = []
+    for pair in pairs:
+        try:
+            encoded.append(encoder.encode(pair))
+        except UnusablePair as problem:
+            yield _aside(problem)
+            continue
+        if len(encoded) == batch_size:
+            yield from _score(model, forward, encoded)
+            encoded = []
+    if encoded:
+        yield from _score(model, forward, encoded)
+
+
+def _score(model: Any, forward: PairForward, batch: Sequence[EncodedPair]) -> Iterator[Reference]:
+    """Score a batch; a pair that spoils it is set aside, and the others are scored without it."""
+    try:
+        logps = forward(model, batch)
+    except UnusablePair as problem:
+        yield _aside(problem)
+        rest = [pair for pair in batch if pair.pair.row_id != problem.row_id]
+        if rest:
+            yield from _score(model, forward, rest)
+        return
+    scores = zip(batch, logps.chosen_B.tolist(), logps.rejected_B.tolist(), strict=True)
+    for pair, chosen, rejected in scores:
+        yield Reference(pair.pair.row_id, chosen, rejected, pair.tokens)
+
+
+def _aside(problem: UnusablePair) -> Reference:
+    return Reference(problem.row_id, set_aside=problem.reason, detail=problem.detail)

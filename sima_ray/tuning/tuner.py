@@ -1,0 +1,196 @@
+"""A tuning run on one worker: all made ready, then steps that are a function of (seed, step) and the weights.
+
+Knows nothing of how workers are started: rank and world are arguments, `torch.distributed` is up already.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sima_ray.config import TrainingConfig
+from sima_ray.errors import TrainingError
+from sima_ray.policy.checkpoint import fingerprint, load_policy
+from sima_ray.records import PreferencePair
+from sima_ray.tuning.checkpoints import load_state, save_state, write_adapter
+from sima_ray.tuning.dataset import (
+    PairEncoder,
+    Schedule,
+    UnusablePair,
+    micro_batches,
+    read_pairs,
+)
+from sima_ray.tuning.engine import device_of, gather_lists, start_engine
+from sima_ray.tuning.forward import PairForward, PairScorer, check_model, concatenated
+from sima_ray.tuning.lora import add_lora
+from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
+from sima_ray.tuning.step import MicroBatch, StepMetrics, learning_rate, train_step
+
+
+@dataclass(frozen=True, slots=True)
+class TuningJob:
+    """What is tuned on what.
+
+    Attributes:
+        model: Policy folder.
+        pairs: Parquet file or folder.
+        images: Folder or URI that image names are relative to.
+        references: Path or URI of the file that keeps the reference log-probabilities.
+        config: The settings.
+        seed: Of the adapters' first weights, the order and dropout.
+    """
+
+    model: str
+    pairs: str
+    images: str
+    references: str
+    config: TrainingConfig
+    seed: int
+
+
+class Tuner:
+    """One worker of a tuning run."""
+
+    def __init__(
+        self,
+        job: TuningJob,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        forward: PairForward = concatenated,
+        on_reference: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Load the policy, add adapters, score all pairs with the reference, start the engine.
+
+        Args:
+            job: What is tuned on what.
+            rank, world: This worker, and how many there are.
+            forward: How pairs are scored.
+            on_reference: Told how many pairs the reference pass has done, of how many.
+
+        Raises:
+            ModelError: A policy that cannot be loaded or is not supported.
+            DataError: Pairs that cannot be read.
+            TrainingError: Not one usable pair.
+        """
+        self._job, self._rank, self._world = job, rank, world
+        config = job.config
+        pairs = read_pairs(job.pairs)
+        model, processor = load_policy(job.model, config.dtype, attention_for(config))
+        check_model(model)
+        self._encoder = PairEncoder(processor, job.images, config.max_tokens)
+        self.model = add_lora(model, config.lora, job.model, job.seed)
+        self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
+        self._references = reference_pass(
+            self.model,
+            forward,
+            self._encoder,
+            pairs,
+            ReferenceFile(job.references, _reference_key(job, pairs)),
+            batch_size=config.micro_batch_size,
+            rank=rank,
+            world=world,
+            gather=gather_lists,
+            on_progress=on_reference,
+        )
+        self.set_aside: list[Reference] = set_aside(pairs, self._references)
+        self.pairs: list[PreferencePair] = usable(pairs, self._references)
+        if not self.pairs:
+            raise TrainingError(
+                f"{job.pairs}: all {len(pairs)} pairs were set aside; the first: "
+                f"{self.set_aside[0].row_id}: {self.set_aside[0].detail}"
+            )
+        self._schedule = Schedule(len(self.pairs), config.batch_size, config.epochs, job.seed)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._engine = start_engine(PairScorer(self.model, forward), config, world)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self._schedule.steps
+
+    def step(self, step: int) -> StepMetrics:
+        """Take one step, counted from 0.
+
+        Raises:
+            TrainingError: A loss that is not finite; names the pairs.
+        """
+        config = self._job.config
+        rows = self._schedule.batch(step)
+        weight = sum(self.pairs[row].weight for row in rows if row is not None)
+        return train_step(
+            self._engine,
+            self._micro_batches(step, rows),
+            step=step + 1,
+            epoch=round((step + 1) / self._schedule.steps_per_epoch, 4),
+            beta=config.beta,
+            rate=learning_rate(step, self.steps, config.learning_rate, config.warmup_ratio),
+            total_weight=weight or 1.0,
+            world=self._world,
+        )
+
+    def save(self, folder: Path, step: int) -> None:
+        """Save this worker's share of a checkpoint; `step` is the next to take."""
+        save_state(self._engine, folder, {"step": step})
+
+    def load(self, folder: Path) -> int:
+        """Take up a checkpoint and return the next step to take.
+
+        Raises:
+            TrainingError: No checkpoint there.
+        """
+        return int(load_state(self._engine, folder)["step"])
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, on rank 0; every worker must call this."""
+        write_adapter(self._engine, self.model, folder, self._rank)
+
+    def _micro_batches(self, step: int, rows: list[int | None]) -> Iterator[MicroBatch]:
+        size = self._job.config.micro_batch_size
+        for number, micro in enumerate(micro_batches(rows, self._rank, self._world, size)):
+            # Dropout depends on the place in the run alone, so that a resumed run draws the same.
+            torch.manual_seed(hash((self._job.seed, step, number, self._rank)) & 0x7FFFFFFF)
+            yield self._micro_batch(micro, filler=rows[0])
+
+    def _micro_batch(self, rows: list[int | None], filler: int | None) -> MicroBatch:
+        assert filler is not None, "a batch begins with a pair"
+        pairs = [self.pairs[filler if row is None else row] for row in rows]
+        references = [self._references[pair.row_id] for pair in pairs]
+        try:
+            encoded = [self._encoder.encode(pair) for pair in pairs]
+        except UnusablePair as problem:  # it was usable when the reference was computed
+            raise TrainingError(f"{problem}; it has changed since the run began") from problem
+        return MicroBatch(
+            pairs=encoded,
+            weights_B=torch.tensor(
+                [0.0 if row is None else pair.weight for row, pair in zip(rows, pairs, strict=True)]
+            ),
+            reference_chosen_B=_column([r.chosen_logp for r in references]),
+            reference_rejected_B=_column([r.rejected_logp for r in references]),
+        )
+
+
+def attention_for(config: TrainingConfig) -> str:
+    """The attention to compute with: on a CPU in bfloat16 the fused one's backward pass is the slower one."""
+    slow = config.accelerator == "cpu" and config.dtype == "bfloat16"
+    return "eager" if slow else "sdpa"
+
+
+def _column(values: list[float | None]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _reference_key(job: TuningJob, pairs: list[PreferencePair]) -> str:
+    """Names all that the reference log-probabilities depend on."""
+    texts = ((p.row_id, p.image, p.prompt, p.chosen, p.rejected) for p in pairs)
+    parts = {
+        "model": fingerprint(job.model),
+        "dtype": job.config.dtype,
+        "max_tokens": job.config.max_tokens,
+        "pairs": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16],
+    }
+    return json.dumps(parts, sort_keys=True)
