@@ -26,7 +26,7 @@ from sima_ray.demo import evaluate, training
 from sima_ray.demo.curriculum import Curriculum, Pair
 from sima_ray.demo.language import NAMES, QUESTIONS
 from sima_ray.demo.packing import Batch, Sample, pack
-from sima_ray.demo.scenes import Scene, render, scenes
+from sima_ray.demo.scenes import Scene, crowded_scenes, render, scenes
 from sima_ray.demo.tokenizer import phrases
 from sima_ray.policy.tiny import TinyShape, make_model, make_processor, save_tiny_llava
 
@@ -41,8 +41,11 @@ SHAPE = TinyShape(
     text_heads=5,
     max_positions=2048,
 )
+PHASES = ("vision", "compare", "joint")
 SCENES = 20_000
-VISION_STEPS, COMPARE_STEPS, JOINT_STEPS = 1600, 1500, 1200
+VISION_STEPS, COMPARE_STEPS, JOINT_STEPS = 1600, 1100, 1000
+# The comparing phase stops early: the joint phase goes on from a rate that is still high.
+COMPARE_DECAY = 1500
 COMPARE_RATE, JOINT_RATE = 2e-3, 1.5e-3
 
 
@@ -83,11 +86,17 @@ class Maker:
         torch.save({"weights": self.model.state_dict(), "seconds": self.seconds[name]}, kept)
 
     def vision(self) -> None:
-        pixels = training.pixels_of(self.scenes, self.processor)
-        labels = training.patch_labels(self.scenes, SHAPE.patch)
+        crowded = list(islice(crowded_scenes(self.seed), SCENES))
+        pixels = training.pixels_of(crowded, self.processor)
+        labels = training.patch_labels(crowded, SHAPE.patch)
         training.train_vision(self.model, pixels, labels, VISION_STEPS, self.log, seed=self.seed)
 
     def compare(self) -> None:
+        fresh = make_model(self.processor, SHAPE, self.seed + 1)
+        self.model.model.language_model.load_state_dict(fresh.model.language_model.state_dict())
+        self.model.lm_head.load_state_dict(fresh.lm_head.state_dict())
+        projector = fresh.model.multi_modal_projector.state_dict()
+        self.model.model.multi_modal_projector.load_state_dict(projector)
         curriculum = Curriculum(self.processor, [], self.examples, self.seed)
 
         def batches() -> Iterator[list[Batch]]:
@@ -106,6 +115,7 @@ class Maker:
             COMPARE_STEPS,
             self.log,
             COMPARE_RATE,
+            decay_steps=COMPARE_DECAY,
             every=self._watch(CriticPrompt(Layout.EXAMPLES_FIRST, ()), with_images=False),
         )
 
@@ -197,6 +207,8 @@ def figures_of(folder: Path, count: int = 500) -> dict[str, Any]:
     for layout in (Layout.EXAMPLES_FIRST, Layout.IMAGE_FIRST):
         prompt = CriticPrompt(layout, load_examples(EXAMPLES))
         for name, rows in (("own", own), ("drawn", drawn[:300])):
+            if not rows:
+                continue
             shown = [list(column) for column in zip(*rows, strict=True)]
             verdicts = evaluate.judge(generator, prompt, QUESTIONS[0], *shown)
             figures[f"critic_{layout}_{name}"] = evaluate.critic_figures(*shown[:2], verdicts)
@@ -210,11 +222,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/policy"), help="phases, kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     maker = Maker(chosen.work, chosen.seed)
-    for name in ("vision", "compare", "joint"):
+    for name in chosen.phases:
         maker.phase(name)
+    if chosen.phases[-1] != PHASES[-1]:
+        return
     save_tiny_llava(maker.model, maker.processor, chosen.out)
     card: dict[str, Any] = {"seed": chosen.seed, "shape": asdict(SHAPE), "seconds": maker.seconds}
     card["validation"] = figures_of(chosen.out)

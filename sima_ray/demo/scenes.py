@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -43,11 +44,19 @@ def scenes(split: Split, seed: int = 0) -> Iterator[Scene]:
 
     Every description belongs to exactly one split (`split_of`): no scene is in two of them.
     """
-    index = 0
-    while True:
-        scene = _sample(random.Random(f"scene/{split}/{seed}/{index}"))
-        index += 1
+    for index in count():
+        rng = random.Random(f"scene/{split}/{seed}/{index}")
+        scene = _sample(rng, rng.choices(OBJECT_COUNTS, OBJECT_WEIGHTS)[0])
         if split_of(scene.truth) == split:
+            yield scene
+
+
+def crowded_scenes(seed: int = 0) -> Iterator[Scene]:
+    """Training scenes with up to nine objects: more to see in each image."""
+    for index in count():
+        rng = random.Random(f"crowded/{seed}/{index}")
+        scene = _sample(rng, rng.randint(3, 9))
+        if split_of(scene.truth) == "train":
             yield scene
 
 
@@ -57,12 +66,11 @@ def split_of(truth: Caption) -> Split:
     return "validation" if bucket == 8 else "test" if bucket == 9 else "train"
 
 
-def _sample(rng: random.Random) -> Scene:
-    count = rng.choices(OBJECT_COUNTS, OBJECT_WEIGHTS)[0]
-    places = sorted(rng.sample(range(9), count))
+def _sample(rng: random.Random, objects: int) -> Scene:
+    places = sorted(rng.sample(range(9), objects))
     entries = tuple(
         Entry(place, name, small=rng.random() < 0.5, faded=rng.random() < 0.25)
-        for place, name in zip(places, rng.sample(NAMES, count), strict=True)
+        for place, name in zip(places, rng.sample(NAMES, objects), strict=True)
     )
     corners = tuple(_corner(entry, rng) for entry in entries)
     return Scene(Caption(rng.choice(COLORS), entries), corners)

@@ -167,6 +167,7 @@ def train_language(
     log: Log,
     rate: float,
     features_NPD: torch.Tensor | None = None,
+    decay_steps: int | None = None,
     every: Callable[[int], None] | None = None,
 ) -> None:
     """Teach the language model and the projector; the vision tower stays as it is.
@@ -178,10 +179,11 @@ def train_language(
         log: Takes progress lines.
         rate: Peak learning rate.
         features_NPD: See `language_loss`.
+        decay_steps: The length of the rate's cosine, where training stops before its end.
         every: Called with the number of steps done, after each 100.
     """
     trained = [p for n, p in model.named_parameters() if "vision_tower" not in n]
-    optimizer = Optimizer(trained, rate, steps)
+    optimizer = Optimizer(trained, rate, decay_steps or steps)
     started, running = time.perf_counter(), Counter[str]()
     for step, parts in zip(range(1, steps + 1), batches, strict=False):
         for part in parts:
