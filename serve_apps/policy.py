@@ -15,9 +15,7 @@ from ray.serve import Application
 from sima_ray.config import EngineConfig, PolicyConfig, ServiceConfig
 from sima_ray.errors import ModelError
 from sima_ray.ports import Completion, JsonDict
-
-DEPLOYMENT = "Policy"
-"""Name of the deployment that answers; callers take `serve.get_deployment_handle(DEPLOYMENT, app)`."""
+from sima_ray.runtime.client import DEPLOYMENT
 
 MODEL_ID = "policy"
 """The model's name on the OpenAI routes."""

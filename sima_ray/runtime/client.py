@@ -18,7 +18,7 @@ from sima_ray.ports import Completion, CompletionRequest, Policy
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "Policy"
-"""The deployment's name, in every policy application."""
+"""Name of the deployment that answers, in every policy application."""
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 15.0

@@ -6,28 +6,31 @@ changes one, and applies them together; changes from several processes at once m
 """
 
 import contextlib
-import re
+import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 import ray
 from ray import serve
-from ray.serve.schema import (
-    ApplicationStatus,
-    ServeApplicationSchema,
-    ServeDeploySchema,
-    ServeInstanceDetails,
-)
 
 from sima_ray.config import CriticConfig, PolicyConfig, ServiceConfig
-from sima_ray.errors import ClusterError, ConfigError, ServiceError
+from sima_ray.errors import ServiceError
 from sima_ray.ports import JsonDict
+from sima_ray.runtime.applications import (
+    POLL_S,
+    applications,
+    apply,
+    apply_all,
+    details,
+    ensure_room,
+    wait,
+    wait_until_gone,
+)
 from sima_ray.runtime.client import DEPLOYMENT
 
-POLL_S = 0.1
-NEVER_FITS_AFTER_S = 10.0
+OWN_TOKEN = Path.home() / ".sima-ray" / "critic-token"
+"""Where the token is kept that is made when none is given."""
 
 
 def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
@@ -40,9 +43,9 @@ def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
     Raises:
         ServiceError: When the port is taken, or Serve runs already but on another address.
     """
-    details = _details()
-    if details is not None and details.http_options is not None:
-        there = details.http_options
+    found = details()
+    if found is not None and found.http_options is not None:
+        there = found.http_options
         if port not in (0, there.port) or there.host != host:
             raise ServiceError(
                 f"Serve already listens on {there.host}:{there.port}, not on {host}:{port}: "
@@ -81,7 +84,8 @@ def deploy_policy(
     if model is not None:
         config = config.model_copy(update={"model": model})
     check_model(config.model)
-    _ensure_running()
+    ensure_room(bundles(config.engine))
+    _ensure_running(config.service)
     # What may change on running replicas goes into the overrides, the rest into the builder's arguments.
     service = config.service
     fixed = ServiceConfig(
@@ -102,8 +106,9 @@ def deploy_policy(
             }
         ],
     }
-    _apply(app)
-    _wait(name, timeout_s, needs=bundles(config.engine))
+    apply(app)
+    wait(name, timeout_s)
+    _wait_for_version(name, version, timeout_s)
 
 
 GUARD_FIELDS = ("max_body_bytes", "max_image_pixels", "max_text_chars", "token_file")
@@ -122,15 +127,15 @@ def swap_policy(model: str, version: str, name: str = "policy", timeout_s: float
     from serve_apps.policy import check_model
 
     check_model(model)
-    app = _applications().get(name)
+    app = applications().get(name)
     if app is None:
         raise ServiceError(f"no application {name!r} is deployed")
     before = _user_config(app)
-    _apply(_with_user_config(app, {"model": model, "version": version}))
+    apply(_with_user_config(app, {"model": model, "version": version}))
     try:
         _wait_for_version(name, version, timeout_s)
     except ServiceError:
-        _apply(_with_user_config(app, before))
+        apply(_with_user_config(app, before))
         with contextlib.suppress(ServiceError):
             _wait_for_version(name, before["version"], timeout_s)
         raise
@@ -140,7 +145,7 @@ def deploy_critic(
     config: CriticConfig,
     service: ServiceConfig,
     *,
-    tokens: Sequence[str] = (),
+    token: str | None = None,
     without_token: bool = False,
     policy: str = "policy",
     name: str = "critic",
@@ -152,7 +157,8 @@ def deploy_critic(
     Args:
         config: How it judges.
         service: Limits and replicas; `token_file` holds tokens that can be changed while it runs.
-        tokens: Bearer tokens (see `serve_apps.guard.new_token`); only their hashes leave this process.
+        token: The bearer token; only its hash leaves this process. None takes those of
+            `service.token_file`, or, where that is not set either, the one of `own_token`.
         without_token: Answer anybody.
         policy: The application that it asks.
         name, route_prefix: Of its own application.
@@ -162,16 +168,13 @@ def deploy_critic(
         Its URL.
 
     Raises:
-        ConfigError: No token of any kind, and not `without_token`.
         ServiceError: It does not start.
     """
     from serve_apps.guard import token_hash
 
-    if not (tokens or service.token_file or without_token):
-        raise ConfigError(
-            "the critic needs a token: pass one, set token_file, or ask for none at all"
-        )
-    _ensure_running()
+    if token is None and service.token_file is None and not without_token:
+        token = own_token()
+    _ensure_running(service)
     app: JsonDict = {
         "name": name,
         "route_prefix": route_prefix,
@@ -181,27 +184,44 @@ def deploy_critic(
             "critic": config.model_dump(mode="json"),
             "service": service.model_dump(mode="json"),
             "policy": policy,
-            "token_hashes": [token_hash(token) for token in tokens],
+            "token_hashes": [] if token is None else [token_hash(token)],
             "without_token": without_token,
         },
     }
-    _apply(app)
-    _wait(name, timeout_s)
-    details = _details()
-    assert details is not None and details.http_options is not None
-    return f"http://{details.http_options.host}:{details.http_options.port}{route_prefix}".rstrip(
-        "/"
-    )
+    apply(app)
+    wait(name, timeout_s)
+    found = details()
+    assert found is not None and found.http_options is not None
+    address = f"{found.http_options.host}:{found.http_options.port}"
+    return f"http://{address}{route_prefix}".rstrip("/")
 
 
-def remove(name: str) -> None:
-    """Remove an application, and wait until its replicas are gone; no error when there is none."""
-    if _details() is None:
+def own_token(file: Path = OWN_TOKEN) -> str:
+    """This user's token for the critic, made at the first call and kept in a file that only they can read."""
+    from serve_apps.guard import new_token
+
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as made:
+            made.write(new_token() + "\n")
+    return file.read_text().strip()
+
+
+def remove(name: str, timeout_s: float = 300.0) -> None:
+    """Remove an application, and wait until its replicas are gone; no error when there is none.
+
+    Raises:
+        ServiceError: Its replicas did not end in time.
+    """
+    if details() is None:
         return
-    apps = _applications()
+    apps = applications()
     if apps.pop(name, None) is not None:
-        _apply_all(apps)
-    serve.delete(name)  # waits
+        apply_all(apps)
+    else:
+        serve.delete(name, _blocking=False)
+    wait_until_gone(name, timeout_s)
 
 
 def replica_states(name: str = "policy", timeout_s: float = 60.0) -> list[JsonDict]:
@@ -215,12 +235,14 @@ def replica_states(name: str = "policy", timeout_s: float = 60.0) -> list[JsonDi
     while time.monotonic() < deadline:
         # A handle picks replicas by itself: ask in rounds until each that Serve lists has answered.
         wanted = _running_replicas(name)
-        asked = [handle.state.remote() for _ in range(4 * max(1, len(wanted)))]
+        if not wanted:
+            return []
+        asked = [handle.state.remote() for _ in range(4 * len(wanted))]
         states: dict[str, JsonDict] = {}
         for response in asked:
             state = response.result(timeout_s=max(1.0, deadline - time.monotonic()))
             states[state["replica"]] = state
-        if wanted and wanted <= set(states):
+        if wanted <= set(states):
             return [states[replica] for replica in sorted(wanted)]
         time.sleep(POLL_S)
     raise ServiceError(f"not every replica of {name!r} answered within {timeout_s:.0f} s")
@@ -233,49 +255,9 @@ def job_runtime_env() -> JsonDict:
     return {key: env[key] for key in keys if env.get(key)}
 
 
-# --- reading and applying ------------------------------------------------------------------------------------
-
-
-def _client() -> Any:
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client(raise_if_no_controller_running=False)
-
-
-def _details() -> ServeInstanceDetails | None:
-    """Serve's whole state; None when it does not run."""
-    if not ray.is_initialized():
-        raise ClusterError("no Ray cluster: call ray.init first, or run this as a Ray job")
-    client = _client()
-    return None if client is None else ServeInstanceDetails(**client.get_serve_details())
-
-
-def _ensure_running() -> None:
-    if _details() is None:
-        start_serve()
-
-
-def _applications() -> dict[str, JsonDict]:
-    """The declared applications, by name."""
-    details = _details()
-    if details is None:
-        return {}
-    return {
-        name: app.deployed_app_config.model_dump(exclude_unset=True)
-        for name, app in details.applications.items()
-        if app.deployed_app_config is not None and app.status != ApplicationStatus.DELETING
-    }
-
-
-def _apply(app: JsonDict) -> None:
-    _apply_all(_applications() | {app["name"]: app})
-
-
-def _apply_all(apps: dict[str, JsonDict]) -> None:
-    schema = ServeDeploySchema(
-        applications=[ServeApplicationSchema(**app) for app in apps.values()]
-    )
-    _client().deploy_apps(schema)
+def _ensure_running(service: ServiceConfig) -> None:
+    if details() is None:
+        start_serve(service.host, service.port)
 
 
 def _user_config(app: JsonDict) -> JsonDict:
@@ -292,41 +274,10 @@ def _with_user_config(app: JsonDict, user_config: JsonDict) -> JsonDict:
     return {**app, "deployments": [*others, changed]}
 
 
-# --- waiting -------------------------------------------------------------------------------------------------
-
-
-def _wait(name: str, timeout_s: float, needs: Sequence[dict[str, float]] = ()) -> None:
-    """Wait until an application runs.
-
-    Raises:
-        ClusterError: It needs what no node has.
-        ServiceError: It failed, or did not run in time.
-    """
-    start = time.monotonic()
-    message = ""
-    while (waited := time.monotonic() - start) < timeout_s:
-        details = _details()
-        app = details.applications.get(name) if details else None
-        if app is not None:
-            message = _reason(app)
-            match app.status:
-                case ApplicationStatus.RUNNING:
-                    return
-                case ApplicationStatus.DEPLOY_FAILED | ApplicationStatus.UNHEALTHY:
-                    raise ServiceError(f"application {name!r} did not start: {message}")
-        if waited > NEVER_FITS_AFTER_S and (lack := _lacking(needs)):
-            raise ClusterError(f"application {name!r} can never start: {lack}")
-        time.sleep(POLL_S)
-    raise ServiceError(
-        f"application {name!r} did not start within {timeout_s:.0f} s"
-        + (f": {message}" if message else "")
-    )
-
-
 def _wait_for_version(name: str, version: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        _wait(name, max(1.0, deadline - time.monotonic()))
+        wait(name, max(1.0, deadline - time.monotonic()))
         states = replica_states(name, max(1.0, deadline - time.monotonic()))
         for state in states:
             if state["swap_error"]:
@@ -338,40 +289,12 @@ def _wait_for_version(name: str, version: str, timeout_s: float) -> None:
 
 
 def _running_replicas(name: str) -> set[str]:
-    details = _details()
-    app = details.applications.get(name) if details else None
+    found = details()
+    app = found.applications.get(name) if found else None
     if app is None or DEPLOYMENT not in app.deployments:
         raise ServiceError(f"no policy application {name!r} is deployed")
     replicas = app.deployments[DEPLOYMENT].replicas
     return {replica.replica_id for replica in replicas if replica.state == "RUNNING"}
-
-
-def _reason(app: Any) -> str:
-    """Why an application is not running, in one line: the last line of what its deployments report."""
-    texts = [deployment.message for deployment in app.deployments.values()] + [app.message]
-    for text in texts:
-        lines = [line.strip() for line in re.split(r"[\n]|\\n", text or "") if line.strip()]
-        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Problem)\b", line)]
-        if errors or lines:
-            return re.sub(r"^RuntimeError: ", "", (errors or lines)[-1])[:500]
-    return ""
-
-
-def _lacking(needs: Sequence[dict[str, float]]) -> str:
-    """What no node has, in words; empty when each bundle fits some node, or nodes may still join."""
-    from ray._private.state import state
-
-    if state.get_max_resources_from_cluster_config() is not None:
-        return ""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for bundle in needs:
-        fits: Callable[[Any], bool] = lambda node, b=bundle: all(  # noqa: E731
-            node.get(key, 0) >= amount for key, amount in b.items()
-        )
-        if not any(fits(node) for node in nodes):
-            wanted = ", ".join(f"{amount:g} {key}" for key, amount in bundle.items())
-            return f"a replica needs {wanted} on one node, and no node has that"
-    return ""
 
 
 def _free_port(host: str, port: int) -> int:
