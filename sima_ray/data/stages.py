@@ -93,10 +93,11 @@ def _with_policy(
         batch_format="pyarrow",
         batch_size=generation.batch_size,
         compute=ActorPoolStrategy(
-            size=generation.workers, max_tasks_in_flight_per_actor=2 * BATCHES
+            size=generation.workers,
+            max_tasks_in_flight_per_actor=2 * BATCHES,
+            max_concurrent_calls_per_actor=BATCHES,
         ),
         num_cpus=CPUS,
-        max_concurrency=BATCHES,
     )
 
 
