@@ -11,14 +11,17 @@ if TYPE_CHECKING:
 
 def body(run: "Run", number: int) -> None:
     """Deploy both apps; they outlive the job."""
-    from sima_ray.runtime.serving import deploy_critic, deploy_policy
+    from sima_ray.runtime.serving import deploy_critic, deploy_policy, start_serve
 
     policy = run.config.policy
+    start_serve(policy.service.host, policy.service.port)
     with run.progress.stage("policy") as stage:
         deploy_policy(policy, model=run.policy(number), version=run.version(number))
         stage.result(f"{run.version(number)} is up")
     with run.progress.stage("critic") as stage:
-        url = deploy_critic(run.config.critic, policy.service, token=os.environ.get("SIMA_TOKEN"))
+        url = deploy_critic(
+            run.config.critic, policy.service, token_hashes=[os.environ["SIMA_TOKEN_HASH"]]
+        )
         stage.result(f"{url}/v1/critique")
 
 

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sima_ray import __version__
 from sima_ray.errors import SimaError
+
+if TYPE_CHECKING:
+    from sima_ray.runtime.submission import Target
 
 app = typer.Typer(
     help="Vision-language models that improve themselves on your Ray cluster.",
@@ -70,7 +73,7 @@ def demo(
 def submit(
     stage: Annotated[
         str,
-        typer.Argument(help="preferences, train, merge, evaluate, report, pipeline or serve."),
+        typer.Argument(help="preferences, train, merge, evaluate, report or pipeline."),
     ],
     config: ConfigPath,
     address: Address = None,
@@ -96,7 +99,6 @@ def submit(
         typer.echo(resolved.dump(), nl=False)
         return
     from sima_ray.runtime import submission
-    from sima_ray.runtime.progress import Screen
 
     if stage not in submission.STAGES:
         raise ConfigError(f"no stage {stage!r}: choose one of {', '.join(submission.STAGES)}")
@@ -104,14 +106,8 @@ def submit(
     arguments = () if round is None else ("--round", str(round))
     job = submission.submit(stage, resolved, target, arguments)
     typer.echo(f"job          {job} at {target.address}")
-    if not wait:
-        return
-    screen = Screen()
-    try:
-        submission.follow(job, target, on_line=typer.echo if verbose else screen.line)
-    except KeyboardInterrupt:
-        typer.echo(f"\nThe job goes on. To stop it: ray job stop --address {target.address} {job}")
-        raise
+    if wait:
+        _follow(job, target, verbose)
 
 
 @app.command()
@@ -121,7 +117,18 @@ def serve(
     round: Annotated[int, typer.Option(min=0, help="Round whose policy to serve; 0: base.")] = 0,
 ) -> None:
     """Deploy a policy and the critic on a cluster, and leave them up."""
-    submit("serve", config, address, round, wait=True, verbose=False, dry_run=False)
+    from sima_ray.config import RunConfig
+
+    resolved = RunConfig.load(config)
+    from sima_ray.runtime import submission
+    from sima_ray.runtime.critic_token import token_file, token_hash
+
+    target, file = submission.find_cluster(address), token_file()
+    environment = {"SIMA_TOKEN_HASH": token_hash(file.read_text(encoding="utf-8").strip())}
+    job = submission.submit("serve", resolved, target, ("--round", str(round)), environment)
+    typer.echo(f"job          {job} at {target.address}")
+    _follow(job, target, verbose=False)
+    typer.echo(f"token        {file}")
 
 
 @app.command()
@@ -177,3 +184,15 @@ def doctor() -> None:
 
     if not examine():
         raise typer.Exit(1)
+
+
+def _follow(job: str, target: "Target", verbose: bool) -> None:
+    from sima_ray.runtime import submission
+    from sima_ray.runtime.progress import Screen
+
+    screen = Screen()
+    try:
+        submission.follow(job, target, on_line=typer.echo if verbose else screen.line)
+    except KeyboardInterrupt:
+        typer.echo(f"\nThe job goes on. To stop it: ray job stop --address {target.address} {job}")
+        raise

@@ -17,7 +17,7 @@ from sima_ray.ports import JsonDict, Policy
 from sima_ray.runtime import evaluation, summary
 from sima_ray.runtime.client import connect_policy
 from sima_ray.runtime.meter import Meter
-from sima_ray.runtime.progress import Stage
+from sima_ray.runtime.progress import Stage, duration
 from sima_ray.runtime.run import Run
 from sima_ray.runtime.serving import deploy_policy, remove, start_serve, swap_policy
 
@@ -92,7 +92,11 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
     def work(stage: Stage) -> tuple[JsonDict, str]:
         meter = Meter()
         connect = meter.on(service.connect())
-        rows = read_prompts(run.folder.path("prompts.parquet"), done=folder)
+        rows = read_prompts(
+            run.folder.path("prompts.parquet"),
+            rows_per_block=config.generation.batch_size,
+            done=folder,
+        )
         rows = generate(
             rows, data=config.data, generation=config.generation, seed=config.seed, connect=connect
         )
@@ -134,8 +138,12 @@ def train(run: Run, number: int) -> JsonDict:
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
         def show(at: TrainProgress) -> None:
+            if at.stage == "reference":
+                stage.update(f"reference {at.step:,}/{at.steps:,} pairs")
+                return
+            left = f" · {duration(at.seconds_left)} left" if at.seconds_left is not None else ""
             stage.update(
-                f"step {at.step}/{at.steps} · loss {at.loss:.3f} · accuracy {at.accuracy:.2f}"
+                f"step {at.step}/{at.steps} · loss {at.loss:.3f} · accuracy {at.accuracy:.2f}{left}"
             )
 
         result = run_training(

@@ -20,8 +20,8 @@ from sima_ray.config import RunConfig
 from sima_ray.errors import ClusterError, JobFailed
 from sima_ray.runtime import cluster
 
-STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline", "serve")
-"""The jobs that can be submitted: `python -m jobs.STAGE CONFIG` is each one's entry point."""
+STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline")
+"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve` is `sima serve`'s."""
 
 _PACKAGES = ("sima_ray", "serve_apps", "jobs")
 _SUBMIT_TIMEOUT_S = 60.0
@@ -58,8 +58,21 @@ def find_cluster(address: str | None) -> Target:
     )
 
 
-def submit(stage: str, config: RunConfig, target: Target, arguments: tuple[str, ...] = ()) -> str:
+def submit(
+    stage: str,
+    config: RunConfig,
+    target: Target,
+    arguments: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+) -> str:
     """Submit one stage and return the job's id.
+
+    Args:
+        stage: One of `STAGES`.
+        config: The run's settings.
+        target: The cluster.
+        arguments: Further arguments of the entry point.
+        environment: Further variables of the job; the dashboard shows them, so no secrets.
 
     Raises:
         ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs.
@@ -77,7 +90,10 @@ def submit(stage: str, config: RunConfig, target: Target, arguments: tuple[str, 
                             ("python", "-m", f"jobs.{stage}", "run.yaml", *arguments)
                         ),
                         submission_id=job_id,
-                        runtime_env={"working_dir": folder, "env_vars": _job_environment()},
+                        runtime_env={
+                            "working_dir": folder,
+                            "env_vars": _job_environment() | (environment or {}),
+                        },
                         metadata={
                             "sima_stage": stage,
                             "sima_run": config.name,
@@ -169,6 +185,7 @@ def _job_environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_V2_ENABLED": "1",
+        "SIMA_REVISION": revision() or "unknown",
         "TOKENIZERS_PARALLELISM": "false",
     }
 

@@ -154,11 +154,14 @@ def _fit(folder: RunFolder, settings: dict[str, Any]) -> None:
     """Run the workers until the state is "done"."""
     # A controller that looks twice a second: a checkpoint waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    config = TrainingConfig.model_validate(settings["training"])
+    gpu = config.accelerator == "gpu"
+    if not gpu:
+        # A process less to start; CPU nodes that are taken back are seen as failures.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = TrainingConfig.model_validate(settings["training"])
-    gpu = config.accelerator == "gpu"
     threads = str(max(1, int(config.cpus_per_worker)))
     environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if not gpu:

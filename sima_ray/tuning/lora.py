@@ -12,13 +12,12 @@ from sima_ray.config import LoraSettings
 from sima_ray.errors import ModelError
 
 
-def add_lora(model: Any, settings: LoraSettings, base: str, seed: int) -> PeftModel:
+def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
     """Put fresh adapters on the language model's linear layers and freeze the rest.
 
     Args:
         model: A vision-language model.
         settings: Rank, scale and the layers by the end of their names.
-        base: The model's folder, named in the adapter's config.
         seed: Of the adapters' weights: all workers begin alike.
 
     Raises:
@@ -32,7 +31,6 @@ def add_lora(model: Any, settings: LoraSettings, base: str, seed: int) -> PeftMo
         lora_dropout=settings.dropout,
         target_modules=pattern,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

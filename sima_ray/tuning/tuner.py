@@ -82,7 +82,7 @@ class Tuner:
         model, processor = load_policy(job.model, config.dtype, attention_for(config))
         check_model(model)
         self._encoder = PairEncoder(processor, job.images, config.max_tokens)
-        self.model = add_lora(model, config.lora, job.model, job.seed)
+        self.model = add_lora(model, config.lora, job.seed)
         self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
         self._references = reference_pass(
             self.model,

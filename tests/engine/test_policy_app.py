@@ -81,7 +81,7 @@ def readable(text: str) -> str:
     return text.replace("\ufffd", "")
 
 
-def ask(policy: Policy, content: list[Part], **changes: Any) -> Completion:
+def ask(policy: Policy, content: list[Part], **changes: Any) -> Any:
     request: Any = {"content": content, "max_tokens": 12, "temperature": 0.0} | changes
     return asyncio.run(_awaited(policy.complete(request)))
 
@@ -203,10 +203,10 @@ def test_many_requests_in_flight_and_a_swap_between_them(
     assert abs(logprobs["base"] - logprobs["other"]) > 0.1
     (before,) = replica_states()
 
-    async def load() -> list[Completion]:
+    async def load() -> list[Any]:
         request: Any = {"content": content, "max_tokens": 12, "temperature": 0.0}
         swap = asyncio.create_task(asyncio.to_thread(swap_policy, str(other_weights), "other"))
-        answers: list[Completion] = []
+        answers: list[Any] = []
         while not swap.done():
             answers += await asyncio.gather(*(policy.complete(request) for _ in range(24)))
         await swap
