@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol, cast
 
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
-from sima_ray.critic.prompt import CriticPrompt, in_order
-from sima_ray.critic.verdict import parse_verdict
+from sima_ray.critic.judge import Case, critique
+from sima_ray.critic.prompt import CriticPrompt
 from sima_ray.critic.vote import decide, identical
 from sima_ray.data.locations import load_image, one_line, read_image
 from sima_ray.errors import ServiceError
@@ -27,7 +27,7 @@ from sima_ray.ports import (
     image_part,
     text_part,
 )
-from sima_ray.records import ORDERS, Candidate, Critique, Order, Outcome, Prompt
+from sima_ray.records import ORDERS, Candidate, Critique, Outcome, Prompt
 
 WINDOW = 100
 MIN_ROWS = 50
@@ -93,28 +93,15 @@ class Critic:
         critiques: list[Critique] = []
         if not identical(*responses):
             image = await asyncio.to_thread(read_image, self.data.images, row["image"])
-            critiques = [await self._ask(policy, order, image, row, responses) for order in ORDERS]
+            case = Case(image, row["text"], row["ground_truth"], (responses[0], responses[1]))
+            critiques = [
+                await critique(policy, self.prompt, case, order, self.critic.max_tokens)
+                for order in ORDERS
+            ]
         return {
             "critiques": [asdict(critique) for critique in critiques],
             "prompt_version": self.prompt.version,
         }
-
-    async def _ask(
-        self, policy: Policy, order: Order, image: bytes, row: JsonDict, responses: list[str]
-    ) -> Critique:
-        first, second = in_order(order, responses)
-        request: CompletionRequest = {
-            "content": self.prompt.content(image, row["text"], row["ground_truth"], first, second),
-            "max_tokens": self.critic.max_tokens,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "seed": None,
-        }
-        answer = await _ask(policy, request)
-        reason, choice = parse_verdict(answer["text"])
-        return Critique(
-            order, answer["text"], reason, choice, answer["tokens"], answer["model_version"]
-        )
 
 
 def decide_row(row: JsonDict) -> JsonDict:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sima_ray.demo.language import COLORS, NAMES
+from sima_ray.demo.language import COLORS, NAMES, PLACES
 from sima_ray.demo.packing import Batch
 from sima_ray.demo.scenes import CELL, SIDE, Scene, render
 
@@ -77,15 +77,20 @@ def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -
 
 
 def patch_labels(scenes: Sequence[Scene], patch: int) -> torch.Tensor:
-    """For each patch its cell's object, its attributes, and the background: (scenes, P, 3)."""
-    side = SIDE // patch
-    labels = torch.full((len(scenes), side, side, 3), IGNORE)
+    """For each patch its cell's object, its attributes, the background, the cell: (scenes, P, 4).
+
+    The cell is a label because features that forget where they are cannot be named by place.
+    """
+    side, across = SIDE // patch, CELL // patch
+    labels = torch.full((len(scenes), side, side, 4), IGNORE)
     labels[..., 0] = EMPTY
+    row = torch.arange(side) // across
+    labels[..., 3] = row[:, None] * (SIDE // CELL) + row
     for at, scene in enumerate(scenes):
         labels[at, :, :, 2] = COLORS.index(scene.truth.background or COLORS[0])
         for entry in scene.truth.entries:
-            row, column = (x * CELL // patch for x in divmod(entry.place, 3))
-            cell = labels[at, row : row + CELL // patch, column : column + CELL // patch]
+            top, left = (x * across for x in divmod(entry.place, SIDE // CELL))
+            cell = labels[at, top : top + across, left : left + across]
             cell[..., 0] = NAMES.index(entry.name)
             cell[..., 1] = 2 * entry.small + entry.faded
     return labels.flatten(1, 2)
@@ -94,7 +99,7 @@ def patch_labels(scenes: Sequence[Scene], patch: int) -> torch.Tensor:
 def train_vision(
     model: LlavaForConditionalGeneration,
     pixels: torch.Tensor,
-    labels_BP3: torch.Tensor,
+    labels_BP4: torch.Tensor,
     steps: int,
     log: Log,
     rate: float = 1.5e-3,
@@ -104,7 +109,8 @@ def train_vision(
     """Teach the vision tower what each patch's cell holds; the heads are thrown away."""
     torch.manual_seed(seed)
     width = model.config.vision_config.hidden_size
-    heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, EMPTY + 1 + 4 + len(COLORS)))
+    sizes = [EMPTY + 1, 4, len(COLORS), len(PLACES)]
+    heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(sizes)))
     heads.to(torch.bfloat16)
     tower = model.model.vision_tower
     optimizer = Optimizer([*tower.parameters(), *heads.parameters()], rate, steps)
@@ -112,8 +118,8 @@ def train_vision(
     for step in range(steps):
         at = torch.randint(len(pixels), (batch,))
         scores = heads(image_features(model, pixels[at])).float()
-        parts = scores.split([EMPTY + 1, 4, len(COLORS)], dim=-1)
-        labels = labels_BP3[at]
+        parts = scores.split(sizes, dim=-1)
+        labels = labels_BP4[at]
         losses = [
             cross_entropy(part.flatten(0, 1), labels[..., i].flatten(), ignore_index=IGNORE)
             for i, part in enumerate(parts)
