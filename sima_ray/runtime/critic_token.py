@@ -1,0 +1,22 @@
+"""The critic's bearer token on the side of those who deploy and ask: one file, made once."""
+
+import hashlib
+import secrets
+from pathlib import Path
+
+from sima_ray.runtime.cluster import home
+
+
+def token_file() -> Path:
+    """Where the token lies: $SIMA_HOME/critic-token, made with a random token when it is missing."""
+    file = home() / "critic-token"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+    return file
+
+
+def token_hash(token: str) -> str:
+    """What a service keeps of a token: a job's variables and an app's arguments are on the dashboard."""
+    return hashlib.sha256(token.encode()).hexdigest()

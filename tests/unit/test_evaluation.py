@@ -1,0 +1,152 @@
+"""Evaluation: what is asked, how answers are scored, and what a failed answer costs."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sima_ray.config import EvaluationConfig, RunConfig
+from sima_ray.demo.world import World, build_world
+from sima_ray.errors import ConfigError, DataError, ServiceError
+from sima_ray.ports import Completion, CompletionRequest, Policy
+from sima_ray.runtime.evaluation import (
+    captions_from_jsonl,
+    error_counter,
+    evaluate,
+    image_key,
+    read_questions,
+)
+from sima_ray.runtime.progress import Stage
+
+SCENES = 12
+
+
+class FakePolicy:
+    """Answers from a table of questions' images; no model."""
+
+    def __init__(self, answer: Callable[[CompletionRequest], Completion]) -> None:
+        self.answer = answer
+        self.requests: list[CompletionRequest] = []
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        self.requests.append(request)
+        return self.answer(request)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("world"), "test", SCENES)
+
+
+def settings(world: World, **changes: object) -> EvaluationConfig:
+    values = {
+        "prompts": str(world.prompts),
+        "images": str(world.images),
+        "instances": str(world.instances),
+        "captions": str(world.captions),
+        "error_counter": "sima_ray.demo.oracle:count_errors",
+    }
+    return EvaluationConfig.model_validate(values | changes)
+
+
+def run_config(world: World) -> RunConfig:
+    return RunConfig.parse(
+        {
+            "name": "r",
+            "data": {"prompts": str(world.prompts), "images": str(world.images)},
+            "policy": {"model": "model"},
+        }
+    )
+
+
+def run(world: World, policy: Policy, **changes: object):
+    config = run_config(world)
+    stage = Stage("evaluate", io.StringIO())
+    return evaluate(settings(world, **changes), config, lambda: policy, stage)
+
+
+def knowing(world: World) -> FakePolicy:
+    """A policy that gives every image its ground truth, and yes to every other question."""
+    truth = {
+        (world.images / q.image).read_bytes(): q.expected
+        for q in read_questions(str(world.prompts), "ground_truth")
+    }
+
+    def answer(request: CompletionRequest) -> Completion:
+        image = next(part["image"] for part in request["content"] if part["type"] == "image")
+        question = next(part["text"] for part in request["content"] if part["type"] == "text")
+        return {"text": "Yes." if question.startswith("Is there") else truth[image]}
+
+    return FakePolicy(answer)
+
+
+def test_the_ground_truth_scores_without_an_error(world: World) -> None:
+    policy = knowing(world)
+    figures = run(world, policy).figures()
+    assert figures["captions"] == SCENES == len(policy.requests)
+    assert figures["chair_s"]["value"] == figures["chair_i"]["value"] == 0
+    assert figures["recall"]["value"] == 1
+    assert figures["errors"] == {"value": 0, "low": 0, "high": 0}
+    assert all(request["temperature"] == 0 for request in policy.requests)
+
+
+def test_the_ground_truth_is_never_shown_to_the_policy(world: World) -> None:
+    policy = knowing(world)
+    run(world, policy)
+    truths = {q.expected for q in read_questions(str(world.prompts), "ground_truth")}
+    shown = [
+        part["text"] for r in policy.requests for part in r["content"] if part["type"] == "text"
+    ]
+    assert not any(truth in text for truth in truths for text in shown)
+
+
+def test_pope_is_scored_by_its_labels(world: World) -> None:
+    figures = run(world, knowing(world), pope=[str(world.pope["random"])]).figures()["pope"]
+    assert figures["pope_random"]["yes_share"] == 1
+    assert figures["pope_random"]["recall"] == 1
+    labels = [json.loads(line)["label"] for line in world.pope["random"].read_text().splitlines()]
+    assert figures["pope_random"]["accuracy"] == labels.count("yes") / len(labels)
+
+
+def test_captions_survive_the_round_trip(world: World) -> None:
+    result = run(world, knowing(world))
+    again = captions_from_jsonl(result.captions_jsonl())
+    assert [(c.row_id, c.response, c.errors) for c in again] == [
+        (c.row_id, c.response, c.errors) for c in result.captions
+    ]
+
+
+def test_many_failed_answers_stop_the_evaluation(world: World) -> None:
+    with pytest.raises(ServiceError, match=f"{SCENES} of {SCENES} evaluation requests failed"):
+        run(world, FakePolicy(lambda request: {"error": "too long"}))
+
+
+def test_an_image_without_annotations_is_named(world: World, tmp_path: Path) -> None:
+    lines = world.prompts.read_text() + json.dumps(
+        {"id": "x", "image": "stranger.png", "text": "?", "ground_truth": "a"}
+    )
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    with pytest.raises(DataError, match=r"has no image stranger\.png"):
+        run(world, knowing(world), prompts=str(tmp_path / "prompts.jsonl"))
+
+
+def test_a_bad_question_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"image": "a.png", "text": "?", "label": "yes"}\n\n{"image": "a.png"}\n')
+    with pytest.raises(DataError, match=r"q\.jsonl:3: not a question"):
+        read_questions(str(file), "label")
+
+
+def test_an_unknown_error_counter_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="nowhere:nothing"):
+        error_counter("nowhere:nothing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["000000000009.jpg", "train2017/000000000009.jpg", "val2014/COCO_val2014_000000000009.jpg"],
+)
+def test_all_names_of_an_image_have_one_key(name: str) -> None:
+    assert image_key(name) == "000000000009.jpg"
