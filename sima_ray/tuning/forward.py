@@ -34,7 +34,7 @@ class PairLogps:
 class PairForward(Protocol):
     """A way to compute the log-probabilities of pairs; differentiable."""
 
-    def __call__(self, model: Model, pairs: Sequence[EncodedPair]) -> PairLogps:
+    def __call__(self, model: Model, pairs: Sequence[EncodedPair], /) -> PairLogps:
         """Score a batch.
 
         Raises:

@@ -1,0 +1,126 @@
+"""One optimizer step, with a plain PyTorch engine in DeepSpeed's place."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from easy_pairs import easy_pairs
+
+from sima_ray.config import LoraSettings
+from sima_ray.errors import TrainingError
+from sima_ray.policy.checkpoint import load_policy
+from sima_ray.tuning.dataset import EncodedPair, PairEncoder
+from sima_ray.tuning.forward import PairScorer, concatenated
+from sima_ray.tuning.lora import add_lora, trainable
+from sima_ray.tuning.step import MicroBatch, learning_rate, train_step
+
+
+class PlainEngine:
+    """What a step needs of an engine, in one process; `accumulation` backward passes make a step."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: torch.nn.Module, accumulation: int) -> None:
+        self.module = module
+        self.optimizer = torch.optim.SGD(trainable(module).values(), lr=0.0)
+        self._accumulation = accumulation
+        self._backwards = 0
+        self.updates = 0
+
+    def __call__(self, pairs: Sequence[EncodedPair]) -> Any:
+        return self.module(pairs)
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
+        assert not scale_wrt_gas
+        loss.backward()
+        self._backwards += 1
+
+    def step(self) -> None:
+        if self._backwards == self._accumulation:
+            self.optimizer.step()
+            self.updates += 1
+
+    def zero_optimization(self) -> bool:
+        return False
+
+    def bfloat16_enabled(self) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> list[EncodedPair]:
+    images = tmp_path_factory.mktemp("images")
+    _, processor = load_policy(tiny_llava)
+    encoder = PairEncoder(processor, str(images), 512)
+    return [encoder.encode(pair) for pair in easy_pairs(images, 8)]
+
+
+def engine_of(tiny_llava: Path, accumulation: int) -> PlainEngine:
+    model, _ = load_policy(tiny_llava, "float64")
+    return PlainEngine(
+        PairScorer(add_lora(model, LoraSettings(r=4, alpha=8), 0), concatenated), accumulation
+    )
+
+
+def micro(pairs: list[EncodedPair], weights: list[float], reference: float = -30.0) -> MicroBatch:
+    constant_B = torch.full((len(pairs),), reference, dtype=torch.float64)
+    return MicroBatch(pairs, torch.tensor(weights), constant_B, constant_B - 1)
+
+
+def take(engine: PlainEngine, batches: list[MicroBatch], total_weight: float):
+    return train_step(
+        engine, batches, step=1, epoch=0.5, beta=0.1, rate=0.1, total_weight=total_weight, world=1
+    )
+
+
+def weights_of(engine: PlainEngine) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainable(engine.module).values()])
+
+
+def test_eight_micro_batches_of_one_are_one_of_eight(tiny_llava, encoded):
+    weights = [1.0, 2.0, 1.0, 0.5, 0.0, 1.0, 3.0, 1.0]
+    whole, parts = engine_of(tiny_llava, 1), engine_of(tiny_llava, 8)
+    start = weights_of(whole)
+    one = take(whole, [micro(encoded, weights)], sum(weights))
+    eight = take(
+        parts, [micro([p], [w]) for p, w in zip(encoded, weights, strict=True)], sum(weights)
+    )
+    assert (whole.updates, parts.updates) == (1, 1)
+    assert not torch.equal(start, weights_of(whole))
+    torch.testing.assert_close(weights_of(whole), weights_of(parts), rtol=0, atol=1e-12)
+    assert one.loss == pytest.approx(eight.loss, abs=1e-12)
+    assert one.grad_norm == pytest.approx(eight.grad_norm, rel=1e-9)
+    assert one.accuracy == pytest.approx(eight.accuracy)
+
+
+def test_a_filler_of_weight_0_changes_nothing(tiny_llava, encoded):
+    plain, filled = engine_of(tiny_llava, 1), engine_of(tiny_llava, 1)
+    first = take(plain, [micro(encoded[:3], [1.0] * 3)], 3.0)
+    second = take(filled, [micro([*encoded[:3], encoded[0]], [1.0] * 3 + [0.0])], 3.0)
+    torch.testing.assert_close(weights_of(plain), weights_of(filled), rtol=0, atol=1e-12)
+    assert first.loss == pytest.approx(second.loss, abs=1e-12)
+    assert first.chosen_logp == pytest.approx(second.chosen_logp)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_llava, encoded):
+    engine = engine_of(tiny_llava, 2)
+    start = weights_of(engine)
+    good, bad = micro(encoded[:2], [1.0, 1.0]), micro(encoded[2:4], [1.0, 1.0], math.nan)
+    with pytest.raises(TrainingError, match=r"step 1: .* 2 pairs \(r002, r003\)"):
+        take(engine, [good, bad], 4.0)
+    assert torch.equal(start, weights_of(engine))
+    assert engine.updates == 0
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    rates = [learning_rate(step, 100, 1e-3, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == rates[10] == pytest.approx(1e-3)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[55] == pytest.approx(5e-4)
+    assert 0 < rates[99] < 1e-5
+    assert learning_rate(0, 1, 1e-3, 0.0) == pytest.approx(1e-3)
