@@ -97,7 +97,7 @@ class Reference:
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.model.eval()
 
     def inputs(self, content: list[Part]) -> Any:
