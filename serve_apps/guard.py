@@ -128,9 +128,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value for key, value in scope["headers"]}
-        request_id = _request_id(headers)
+        given = headers.get("x-request-id", b"").decode("latin-1")
+        decent = _REQUEST_ID.fullmatch(given) is not None
+        request_id = given if decent else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        # Serve's proxy gives every request an id, and puts it on the response by itself.
+        answer = _Answer(send, request_id, tell=not decent)
         try:
             await self._admit(scope, headers, receive, answer)
         except ApiError as error:
@@ -183,10 +186,14 @@ class Guard:
 
 
 class _Answer:
-    """`send`, with the request id on every response and our own words in place of any other's 5xx."""
+    """`send`, with our own words in place of any error's that is not ours: others tell of the inside.
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    `tell`: Put the request id on the response.
+    """
+
+    def __init__(self, send: Send, request_id: str, tell: bool) -> None:
         self._send, self._request_id = send, request_id
+        self._id_header = {"x-request-id": request_id} if tell else {}
         self._started = self._muted = False
 
     async def __call__(self, message: Message) -> None:
@@ -194,14 +201,15 @@ class _Answer:
             return
         if message["type"] == "http.response.start":
             ours = any(key == b"x-sima-error" for key, _ in message["headers"])
-            if message["status"] >= 500 and not ours:
-                logger.error("Request %s was answered %s", self._request_id, message["status"])
-                await self.error(ApiError(500, "internal", "the service failed; see its log"))
+            if message["status"] >= 400 and not ours:
+                logger.info("Request %s was answered %s", self._request_id, message["status"])
+                await self.error(_plain(message["status"]))
                 self._muted = True
                 return
             message["headers"] = [
-                (key, value) for key, value in message["headers"] if key != b"x-sima-error"
-            ] + [(b"x-request-id", self._request_id.encode())]
+                *((key, value) for key, value in message["headers"] if key != b"x-sima-error"),
+                *((key.encode(), value.encode()) for key, value in self._id_header.items()),
+            ]
             self._started = True
         await self._send(message)
 
@@ -211,7 +219,7 @@ class _Answer:
             return
         self._started = True
         status, headers, body = error_response(error, self._request_id)
-        headers["x-request-id"] = self._request_id
+        headers |= self._id_header
         raw = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         await self._send({"type": "http.response.body", "body": body})
@@ -239,10 +247,19 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _request_id(headers: dict[str, bytes]) -> str:
-    """The caller's (or Serve's) id when it is a decent one, else a new one."""
-    given = headers.get("x-request-id", b"").decode("latin-1")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _plain(status: int) -> ApiError:
+    """An error of which only the status may be told."""
+    match status:
+        case 503:
+            return ApiError(
+                503, "unavailable", "not available now; try again", {"Retry-After": "2"}
+            )
+        case _ if status >= 500:
+            return ApiError(500, "internal", "the service failed; see its log")
+        case 404 | 405:
+            return ApiError(status, "not_found", "no such route or model")
+        case _:
+            return ApiError(status, "invalid_request", "not a request that can be answered")
 
 
 def _too_large(limit: int) -> ApiError:

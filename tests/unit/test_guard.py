@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ class Echo:
         await self.go.wait()
         if scope["path"] == "/fail":
             raise RuntimeError("secret of the house")
-        status = 500 if scope["path"] == "/leak" else 200
+        leak = re.fullmatch(r"/leak/(\d+)", scope["path"])
+        status = int(leak[1]) if leak else 200
         await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": b"secret" if status == 500 else b"fine"})
+        await send({"type": "http.response.body", "body": b"secret" if leak else b"fine"})
 
 
 class Reply:
@@ -180,16 +182,28 @@ async def test_too_many_at_once_are_told_to_come_back() -> None:
     assert (await ask(guard)).status == 200
 
 
-@pytest.mark.parametrize("path", ["/fail", "/leak"])
-async def test_failures_are_told_in_our_words(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/fail", 500, "internal"),
+        ("/leak/500", 500, "internal"),
+        ("/leak/502", 500, "internal"),
+        ("/leak/503", 503, "unavailable"),
+        ("/leak/404", 404, "not_found"),
+        ("/leak/400", 400, "invalid_request"),
+    ],
+)
+async def test_failures_are_told_in_our_words(path: str, status: int, code: str) -> None:
     reply = await ask(Guard(Echo(), OPEN, SMALL), path=path)
-    assert (reply.status, reply.error["code"]) == (500, "internal")
+    assert (reply.status, reply.error["code"]) == (status, code)
     assert b"secret" not in reply.body
 
 
 async def test_request_ids_are_kept_when_decent() -> None:
-    guard = Guard(Echo(), OPEN, SMALL)
+    """Whoever gave one (Serve's proxy) also puts it on the response: not twice."""
+    guard = Guard(Echo(), Tokens(), SMALL)
     kept = await ask(guard, headers={"X-Request-ID": "run-7.a"})
-    assert kept.headers["x-request-id"] == "run-7.a"
+    assert json.loads(kept.body)["error"]["request_id"] == "run-7.a"
+    assert "x-request-id" not in kept.headers
     made = await ask(guard, headers={"X-Request-ID": "<script>"})
-    assert len(made.headers["x-request-id"]) == 32
+    assert len(made.error["request_id"]) == 32
