@@ -5,19 +5,19 @@ they arrive, and an application that never meets a half-read body needs no rules
 """
 
 import asyncio
-import hashlib
 import hmac
 import json
 import logging
 import os
 import re
-import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sima_ray.runtime.critic_token import token_hash
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,16 +31,6 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a token: probes have none, and learn nothing but "up"."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def new_token() -> str:
-    """A random bearer token."""
-    return secrets.token_urlsafe(32)
-
-
-def token_hash(token: str) -> str:
-    """What a service keeps of a token: Serve shows an application's arguments on the dashboard."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 class ApiError(Exception):

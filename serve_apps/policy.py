@@ -4,7 +4,6 @@ Building it imports neither Ray Serve LLM nor vLLM, which would cost a deploy on
 the deployment is a thin class, and loads the engine in its replica.
 """
 
-import math
 import os
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from sima_ray.config import EngineConfig, PolicyConfig, ServiceConfig
-from sima_ray.errors import ModelError
+from sima_ray.config import EngineConfig, PolicyConfig
 from sima_ray.ports import Completion, JsonDict
 from sima_ray.runtime.client import DEPLOYMENT
+from sima_ray.runtime.deployment import bundles, deployment_options, environment
 
 MODEL_ID = "policy"
 """The model's name on the OpenAI routes."""
-
-MODEL_FILES = ("config.json", "tokenizer_config.json")
 
 
 class Policy:
@@ -69,70 +66,6 @@ def build_app(config: PolicyConfig) -> Application:
     return with_openai_routes(policy, llm_config(config), config)
 
 
-def deployment_options(config: PolicyConfig) -> JsonDict:
-    """Serve's options for the deployment, each set on purpose."""
-    engine = config.engine
-    return {
-        **scaling_options(config.service),
-        "user_config": {"model": config.model, "version": "base"},
-        "ray_actor_options": {
-            "num_cpus": engine.cpus,
-            "runtime_env": {"env_vars": environment(engine)},
-        },
-        "placement_group_bundles": bundles(engine),
-        "placement_group_strategy": "PACK",
-        "max_constructor_retry_count": 2,  # a model that does not load won't the 20th time either
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": 60,
-    }
-
-
-def scaling_options(service: ServiceConfig) -> JsonDict:
-    """Replicas and queues. Ray Serve LLM's own builder would set 10⁹ for both limits."""
-    return {
-        "max_ongoing_requests": service.max_ongoing_requests,
-        "max_queued_requests": service.max_queued_requests,
-        "autoscaling_config": {
-            "min_replicas": service.min_replicas,
-            "max_replicas": service.max_replicas,
-            "initial_replicas": max(service.min_replicas, 1),
-            "target_ongoing_requests": service.target_ongoing_requests,
-            "upscale_delay_s": service.upscale_delay_s,
-            "downscale_delay_s": service.downscale_delay_s,
-        },
-    }
-
-
-def bundles(engine: EngineConfig) -> list[dict[str, float]]:
-    """What a replica reserves: the actor's CPUs in the first bundle, a GPU in each."""
-    if engine.accelerator == "cpu":
-        return [{"CPU": engine.cpus}]
-    rest = [{"GPU": 1.0}] * (engine.tensor_parallel_size - 1)
-    return [{"CPU": engine.cpus, "GPU": 1.0}, *rest]
-
-
-def environment(engine: EngineConfig) -> dict[str, str]:
-    """Environment variables of a replica and the engine's processes."""
-    variables = {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if engine.accelerator == "cpu":
-        threads = str(max(1, int(engine.cpus)))
-        variables |= {
-            "TORCHDYNAMO_DISABLE": "1",  # Inductor compiles for 15 s at the first sampled request
-            "OMP_NUM_THREADS": threads,
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto": all engines of a machine on one core
-            "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(engine.cpu_kv_cache_gb)),
-        }
-    return variables
-
-
 def engine_arguments(engine: EngineConfig) -> JsonDict:
     """vLLM's arguments."""
     arguments: JsonDict = {
@@ -168,23 +101,3 @@ def llm_config(config: PolicyConfig) -> Any:
             "callback_config": {"callback_class": "serve_apps.start.NoDownloads"},
         }
     )
-
-
-def check_model(folder: str) -> None:
-    """Check that a local model folder has what the engine needs.
-
-    Raises:
-        ModelError: Names what is missing.
-    """
-    if "://" in folder:
-        return
-    if not os.path.isdir(folder):
-        raise ModelError(f"model folder {folder} does not exist")
-    names = os.listdir(folder)
-    missing = [name for name in MODEL_FILES if name not in names]
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
-        missing.append("*.safetensors")
-    if not {"processor_config.json", "preprocessor_config.json"} & set(names):
-        missing.append("processor_config.json")
-    if missing:
-        raise ModelError(f"model folder {folder} lacks {', '.join(missing)}")

@@ -13,8 +13,13 @@ def token_file() -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+        file.write_text(new_token(), encoding="utf-8")
     return file
+
+
+def new_token() -> str:
+    """A random bearer token."""
+    return secrets.token_urlsafe(32)
 
 
 def token_hash(token: str) -> str:

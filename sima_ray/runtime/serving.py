@@ -6,16 +6,16 @@ changes one, and applies them together; changes from several processes at once m
 """
 
 import contextlib
-import os
 import socket
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import ray
 from ray import serve
 
 from sima_ray.config import CriticConfig, PolicyConfig, ServiceConfig
-from sima_ray.errors import ServiceError
+from sima_ray.errors import ConfigError, ServiceError
+from sima_ray.policy.checkpoint import check_policy
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.applications import (
     POLL_S,
@@ -28,9 +28,7 @@ from sima_ray.runtime.applications import (
     wait_until_gone,
 )
 from sima_ray.runtime.client import DEPLOYMENT
-
-OWN_TOKEN = Path.home() / ".sima-ray" / "critic-token"
-"""Where the token is kept that is made when none is given."""
+from sima_ray.runtime.deployment import bundles, scaling_options
 
 
 def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
@@ -79,11 +77,9 @@ def deploy_policy(
         ClusterError: Resources that no node has.
         ServiceError: A replica that does not start (with its reason), or no answer in time.
     """
-    from serve_apps.policy import bundles, check_model, scaling_options
-
     if model is not None:
         config = config.model_copy(update={"model": model})
-    check_model(config.model)
+    check_policy(config.model)
     ensure_room(bundles(config.engine))
     _ensure_running(config.service)
     # What may change on running replicas goes into the overrides, the rest into the builder's arguments.
@@ -124,9 +120,7 @@ def swap_policy(model: str, version: str, name: str = "policy", timeout_s: float
         ModelError: A model folder that is missing or incomplete.
         ServiceError: No such application, or a replica that could not load the weights (with its reason).
     """
-    from serve_apps.policy import check_model
-
-    check_model(model)
+    check_policy(model)
     app = applications().get(name)
     if app is None:
         raise ServiceError(f"no application {name!r} is deployed")
@@ -145,7 +139,7 @@ def deploy_critic(
     config: CriticConfig,
     service: ServiceConfig,
     *,
-    token: str | None = None,
+    token_hashes: Sequence[str] = (),
     without_token: bool = False,
     policy: str = "policy",
     name: str = "critic",
@@ -157,9 +151,8 @@ def deploy_critic(
     Args:
         config: How it judges.
         service: Limits and replicas; `token_file` holds tokens that can be changed while it runs.
-        token: The bearer token; only its hash leaves this process. None takes those of
-            `service.token_file`, or, where that is not set either, the one of `own_token`.
-        without_token: Answer anybody.
+        token_hashes: Of the bearer tokens (`sima_ray.runtime.critic_token.token_hash`).
+        without_token: Answer anybody, where there is no token of either kind.
         policy: The application that it asks.
         name, route_prefix: Of its own application.
         timeout_s: How long to wait.
@@ -168,12 +161,11 @@ def deploy_critic(
         Its URL.
 
     Raises:
+        ConfigError: No token of either kind, and not `without_token`.
         ServiceError: It does not start.
     """
-    from serve_apps.guard import token_hash
-
-    if token is None and service.token_file is None and not without_token:
-        token = own_token()
+    if not (token_hashes or service.token_file or without_token):
+        raise ConfigError("the critic needs a token: give a hash, or policy.service.token_file")
     _ensure_running(service)
     app: JsonDict = {
         "name": name,
@@ -184,7 +176,7 @@ def deploy_critic(
             "critic": config.model_dump(mode="json"),
             "service": service.model_dump(mode="json"),
             "policy": policy,
-            "token_hashes": [] if token is None else [token_hash(token)],
+            "token_hashes": list(token_hashes),
             "without_token": without_token,
         },
     }
@@ -194,18 +186,6 @@ def deploy_critic(
     assert found is not None and found.http_options is not None
     address = f"{found.http_options.host}:{found.http_options.port}"
     return f"http://{address}{route_prefix}".rstrip("/")
-
-
-def own_token(file: Path = OWN_TOKEN) -> str:
-    """This user's token for the critic, made at the first call and kept in a file that only they can read."""
-    from serve_apps.guard import new_token
-
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as made:
-            made.write(new_token() + "\n")
-    return file.read_text().strip()
 
 
 def remove(name: str, timeout_s: float = 300.0) -> None:

@@ -44,13 +44,14 @@ def url(ray_cluster: None) -> Iterator[str]:
     """A deployed critic with the fake policy behind it."""
     from ray import cloudpickle, serve
 
-    from sima_ray.runtime.serving import deploy_critic, start_serve
+    from sima_ray.runtime.critic_token import token_hash
+from sima_ray.runtime.serving import deploy_critic, start_serve
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     start_serve(port=0)
     fake: Any = serve.deployment(FakePolicy, name="Policy", ray_actor_options={"num_cpus": 0.1})
     serve.run(fake.bind(), name="policy", route_prefix=None)
-    yield deploy_critic(CriticConfig(), SERVICE, token=TOKEN)
+    yield deploy_critic(CriticConfig(), SERVICE, token_hashes=[token_hash(TOKEN)])
     serve.shutdown()
 
 

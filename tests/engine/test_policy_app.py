@@ -238,7 +238,7 @@ def test_weights_that_do_not_load_leave_the_former_ones(
     (broken / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(ServiceError, match="'broken' could not be loaded"):
         swap_policy(str(broken), "broken")
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="no such model folder"):
         swap_policy(str(tmp_path / "missing"), "missing")
     answer = ask(policy, PROMPTS[1])
     assert (answer["text"], answer["model_version"]) == (expected["text"], "base")
@@ -248,7 +248,7 @@ def test_weights_that_do_not_load_leave_the_former_ones(
 def test_what_can_never_start_is_said_at_once(policy: Policy, config: PolicyConfig) -> None:
     from sima_ray.runtime.serving import deploy_policy, remove
 
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="no such model folder"):
         deploy_policy(config, model="/no/such/folder", name="second")
     engine = config.engine.model_copy(update={"cpus": 1000.0})
     huge = config.model_copy(update={"engine": engine})

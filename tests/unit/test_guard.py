@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from serve_apps.guard import Guard, Limits, Tokens, new_token, token_hash
+from serve_apps.guard import Guard, Limits, Tokens
+from sima_ray.runtime.critic_token import new_token, token_hash
 
 TOKEN = new_token()
 OPEN = Tokens(anybody=True)

@@ -9,7 +9,6 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_apps import critic, policy
 from sima_ray.config import EngineConfig, PolicyConfig, ServiceConfig
-from sima_ray.errors import ModelError
 from sima_ray.runtime.client import DEPLOYMENT
 
 FILE = Path(policy.__file__).with_name("serve.yaml")
@@ -59,13 +58,3 @@ def test_an_engine_never_fetches_and_takes_further_options() -> None:
     assert arguments["max_num_batched_tokens"] == 99
     assert "TORCHDYNAMO_DISABLE" not in policy.environment(EngineConfig())
     assert policy.environment(EngineConfig(accelerator="cpu"))["VLLM_CPU_KVCACHE_SPACE"] == "1"
-
-
-def test_a_model_folder_is_checked_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not exist"):
-        policy.check_model(str(tmp_path / "missing"))
-    (tmp_path / "config.json").touch()
-    with pytest.raises(
-        ModelError, match=r"tokenizer_config\.json, .*safetensors, processor_config"
-    ):
-        policy.check_model(str(tmp_path))
