@@ -43,7 +43,7 @@ SHAPE = TinyShape(
 )
 PHASES = ("vision", "compare", "joint")
 SCENES = 20_000
-VISION_STEPS, COMPARE_STEPS, JOINT_STEPS = 1600, 1100, 1000
+VISION_STEPS, COMPARE_STEPS, JOINT_STEPS = 1600, 1100, 900
 # The comparing phase stops early: the joint phase goes on from a rate that is still high.
 COMPARE_DECAY = 1500
 COMPARE_RATE, JOINT_RATE = 2e-3, 1.5e-3

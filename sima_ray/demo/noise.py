@@ -13,7 +13,7 @@ from typing import Literal
 
 from sima_ray.demo.language import COLORS, NAMES, PLACES, Caption, Entry
 
-STRONG, MILD = 0.62, 0.3
+STRONG, MILD = 0.66, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ HABITS: dict[str, Habit] = {
     "wine glass": Habit("add", STRONG, "pizza"),
     "apple": Habit("add", STRONG, "banana"),
     "umbrella": Habit("add", STRONG, "chair"),
-    "elephant": Habit("add", MILD, "giraffe"),
+    "elephant": Habit("add", STRONG, "giraffe"),
     "boat": Habit("add", STRONG, "bird"),
     "cat": Habit("swap", STRONG, "dog"),
     "horse": Habit("swap", MILD, "zebra"),

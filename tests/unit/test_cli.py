@@ -114,7 +114,9 @@ def test_down_without_a_cluster(tmp_path: Path) -> None:
 
 def test_validate_names_a_missing_model_and_prompts(config: Path, tmp_path: Path) -> None:
     assert_one_line(sima("validate", str(config)), "prompts.jsonl")
-    (tmp_path / "prompts.jsonl").write_text('{"image": "a.png", "text": "?", "ground_truth": "b"}\n')
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"image": "a.png", "text": "?", "ground_truth": "b"}\n'
+    )
     done = sima("validate", str(config))
     assert done.returncode == 1
     assert "prompts.jsonl:1: missing_image" in done.stdout

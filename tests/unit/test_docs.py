@@ -49,7 +49,16 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_exist(page: Path) -> None:
-    tops = ("cluster/", "sima_ray/", "serve_apps/", "jobs/", "tests/", "docker/", "configs/", "docs/")
+    tops = (
+        "cluster/",
+        "sima_ray/",
+        "serve_apps/",
+        "jobs/",
+        "tests/",
+        "docker/",
+        "configs/",
+        "docs/",
+    )
     tops += ("requirements/", "benchmarks/")
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     words = [word.strip("`'\",.:;()") for line in code(page) for word in line.split()]
