@@ -44,7 +44,7 @@ def url(ray_cluster: None) -> Iterator[str]:
     """A deployed critic with the fake policy behind it."""
     from ray import cloudpickle, serve
 
-        from sima_ray.runtime.critic_token import token_hash
+    from sima_ray.runtime.critic_token import token_hash
     from sima_ray.runtime.serving import deploy_critic, start_serve
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
