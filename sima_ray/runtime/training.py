@@ -254,6 +254,7 @@ def _steps(tuner: Any, config: TrainingConfig, log: TrainingLog) -> None:
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < tuner.steps:
             with tempfile.TemporaryDirectory() as local:
                 tuner.save(Path(local), step + 1)
+                log.flush()
                 checkpoint = ray.train.Checkpoint.from_directory(local)
                 ray.train.report(metrics, checkpoint=checkpoint)
 

@@ -83,7 +83,7 @@ class TrainingLog:
         self._began = (time.monotonic(), start)
         lines = _text(self._folder, METRICS).splitlines() if self._active else []
         self._lines = [line for line in lines if json.loads(line)["step"] <= start]
-        self._flush()
+        self.flush()
 
     def step(self, metrics: dict[str, Any]) -> None:
         """A step was taken."""
@@ -93,16 +93,16 @@ class TrainingLog:
         left = (time.monotonic() - began) / (done - start) * (self._total - done)
         progress = TrainProgress("train", done, self._total, metrics, round(left, 1))
         if self._write_progress(progress, always=done == self._total):
-            self._flush()
+            self.flush()
 
     def failed(self, error: str) -> None:
         """The run must not go on."""
-        self._flush()
+        self.flush()
         self._write_state({"status": "failed", "error": error})
 
     def finished(self, tuner: Any) -> None:
         """The adapter is written."""
-        self._flush()
+        self.flush()
         aside = tuner.set_aside
         rows = [{"row_id": r.row_id, "reason": r.set_aside, "detail": r.detail} for r in aside]
         if self._active:
@@ -128,7 +128,8 @@ class TrainingLog:
         self._folder.write_json(asdict(progress), PROGRESS)
         return True
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the lines of all steps so far; before a checkpoint, so that no step is ever without its line."""
         if self._active:
             self._folder.write_text("".join(f"{line}\n" for line in self._lines), METRICS)
 
