@@ -130,7 +130,7 @@ class Curriculum:
         for _ in range(pairs):
             pair = draw_pair(truth, rng)
             for ordered in (pair, Pair(pair.second, pair.first)):
-                texts = [write_caption(c) for c in (truth, ordered.first, ordered.second)]
+                texts = _texts(truth, ordered)
                 content = prompt.content(None if shown is None else b"", question, *texts)
                 answer = write_critique(*texts, right_choice(truth, ordered))
                 samples.append(self._sample(content, answer, shown))
@@ -180,8 +180,13 @@ def draw_example(choice: Choice, fresh: Iterator[Scene], rng: random.Random) -> 
             break
     if right_choice(truth, pair) != choice:
         pair = Pair(pair.second, pair.first)
-    texts = [write_caption(caption) for caption in (truth, pair.first, pair.second)]
-    return WorkedExample(rng.choice(QUESTIONS), *texts, write_reason(*texts), choice)
+    right, first, second = _texts(truth, pair)
+    reason = write_reason(right, first, second)
+    return WorkedExample(rng.choice(QUESTIONS), right, first, second, reason, choice)
+
+
+def _texts(truth: Caption, pair: Pair) -> tuple[str, str, str]:
+    return write_caption(truth), write_caption(pair.first), write_caption(pair.second)
 
 
 def _length(caption: Caption) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sima_ray.critic.prompt import CriticPrompt
 from sima_ray.demo.curriculum import Pair, draw_pair, relation
@@ -25,8 +24,8 @@ _CHOICE = re.compile(r"\[\[([12])\]\]")
 class Generator:
     """Answers many requests at once with plain transformers."""
 
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
+    model: Any  # LlavaForConditionalGeneration; the types of transformers hide `generate`
+    processor: Any  # LlavaProcessor
     batch: int = 125
 
     def answer(

@@ -61,7 +61,7 @@ class Maker:
         self.work, self.seed = work, seed
         self.processor: LlavaProcessor = make_processor(phrases(), SHAPE)
         self.model: LlavaForConditionalGeneration = make_model(self.processor, SHAPE, seed)
-        self.model.to(torch.bfloat16).set_attn_implementation("eager")
+        self.model.bfloat16().set_attn_implementation("eager")
         self.scenes: list[Scene] = list(islice(scenes("train"), SCENES))
         self.examples = load_examples(EXAMPLES)
         self.started = time.perf_counter()
@@ -209,9 +209,10 @@ def figures_of(folder: Path, count: int = 500) -> dict[str, Any]:
         for name, rows in (("own", own), ("drawn", drawn[:300])):
             if not rows:
                 continue
-            shown = [list(column) for column in zip(*rows, strict=True)]
-            verdicts = evaluate.judge(generator, prompt, QUESTIONS[0], *shown)
-            figures[f"critic_{layout}_{name}"] = evaluate.critic_figures(*shown[:2], verdicts)
+            right, pairs = [row[0] for row in rows], [row[1] for row in rows]
+            shown = [row[2] for row in rows]
+            verdicts = evaluate.judge(generator, prompt, QUESTIONS[0], right, pairs, shown)
+            figures[f"critic_{layout}_{name}"] = evaluate.critic_figures(right, pairs, verdicts)
     return figures
 
 

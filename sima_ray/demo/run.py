@@ -34,7 +34,7 @@ def run_demo(config_file: Path, name: str | None, cpus: int) -> None:
     if name is not None:
         config = RunConfig.parse(config.model_dump() | {"name": name}, origin="--name")
     folder = Path(config.runs) / config.name
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if (folder / "demo.json").exists():
         console.print(
             f"{folder} holds a finished run; remove it, or choose another --name, to run anew\n"
@@ -111,9 +111,9 @@ def _show_end(folder: Path, console: Console) -> None:
     console.print(
         f"took     {duration(summary['seconds']['total'])}, {summary['peak_memory_mb']:,} MB at most\n"
         f"run      {folder}\nreport   {folder / 'report.html'}\n\n"
-        "Next:\n"
-        f"  sima up && sima serve configs/demo.yaml --round 1   the tuned policy and its critic, live\n"
-        f"  sima submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
+        "Next, the tuned policy and its critic as a live service, and the same on your own cluster:\n"
+        f"  sima up && sima serve {folder / 'run.yaml'} --round 1\n"
+        "  sima submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
     )
 
 

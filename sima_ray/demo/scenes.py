@@ -33,10 +33,8 @@ class Scene:
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """(x, y, width, height) of each object, in pixels."""
-        return [
-            (x, y, *(2 * [SMALL if entry.small else LARGE]))
-            for entry, (x, y) in zip(self.truth.entries, self.corners, strict=True)
-        ]
+        sides = [SMALL if entry.small else LARGE for entry in self.truth.entries]
+        return [(x, y, side, side) for (x, y), side in zip(self.corners, sides, strict=True)]
 
 
 def scenes(split: Split, seed: int = 0) -> Iterator[Scene]:
@@ -98,5 +96,5 @@ def _sprite(name: str, small: bool, faded: bool) -> Image.Image:
     if small:
         sprite = sprite.resize((SMALL, SMALL), Image.Resampling.LANCZOS)
     if faded:
-        sprite.putalpha(sprite.getchannel("A").point(lambda a: a * FADED_ALPHA // 255))
+        sprite.putalpha(sprite.getchannel("A").point([a * FADED_ALPHA // 255 for a in range(256)]))
     return sprite

@@ -8,8 +8,9 @@ Dimensions: B images or rows, P tokens of an image, T tokens of a row, D width.
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,8 @@ def train_vision(
 ) -> None:
     """Teach the vision tower what each patch's cell holds; the heads are thrown away."""
     torch.manual_seed(seed)
-    width = model.config.vision_config.hidden_size
+    vision: Any = model.config.vision_config
+    width = vision.hidden_size
     sizes = [EMPTY + 1, 4, len(COLORS), len(PLACES)]
     heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(sizes)))
     heads.to(torch.bfloat16)
@@ -190,7 +192,8 @@ def train_language(
     """
     trained = [p for n, p in model.named_parameters() if "vision_tower" not in n]
     optimizer = Optimizer(trained, rate, decay_steps or steps)
-    started, running = time.perf_counter(), Counter[str]()
+    started = time.perf_counter()
+    running: dict[str, float] = defaultdict(float)
     for step, parts in zip(range(1, steps + 1), batches, strict=False):
         for part in parts:
             loss = language_loss(model, part, features_NPD)

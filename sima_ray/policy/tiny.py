@@ -7,6 +7,7 @@ CLIP vision tower, two-layer projector, Llama, with processor, tokenizer and cha
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -113,7 +114,7 @@ def make_tokenizer(phrases: Sequence[str], max_positions: int) -> PreTrainedToke
     tokens += [byte_of.pre_tokenize_str(phrase)[0][0] for phrase in unique if len(phrase) > 1]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    splits = [byte_of]
+    splits: list[pre_tokenizers.PreTokenizer] = [byte_of]
     if unique:
         longest_first = sorted(unique, key=lambda phrase: (-len(phrase), phrase))
         pattern = Regex("|".join(_escape(phrase) for phrase in longest_first))
@@ -143,6 +144,11 @@ def _escape(phrase: str) -> str:
 def _config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> LlavaConfig:
     # A multiple of 64 keeps the output matrix aligned.
     vocabulary = -(-len(tokenizer) // 64) * 64
+    special: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_width,
         intermediate_size=4 * shape.vision_width,
@@ -161,24 +167,20 @@ def _config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> LlavaConfig
         num_key_value_heads=shape.text_heads,
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_positions,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
+        **special,
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=SPECIALS.index(IMAGE),
         image_seq_length=(shape.image_side // shape.patch) ** 2,
         # The last layer: a tower of two layers has none to spare.
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
 
 
@@ -187,13 +189,13 @@ def save_tiny_llava(
 ) -> None:
     """Save a model made by `make_model`, in bf16 and with the published names of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        half = LlavaForConditionalGeneration(model.config).to(torch.bfloat16)
-        half.load_state_dict(model.state_dict())
+    half = LlavaForConditionalGeneration(model.config).bfloat16()
+    half.load_state_dict(model.state_dict())
+    text: Any = model.config.text_config
     half.generation_config = GenerationConfig(
-        bos_token_id=model.config.text_config.bos_token_id,
-        eos_token_id=model.config.text_config.eos_token_id,
-        pad_token_id=model.config.text_config.pad_token_id,
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
         do_sample=False,
     )
     half.save_pretrained(folder)

@@ -94,6 +94,9 @@ class Meter:
         def poll() -> None:
             while not ended.wait(_POLL_S):
                 usage = self.read()
+                if not usage.requests:
+                    stage.update("workers are starting")
+                    continue
                 stage.update(
                     f"{usage.requests:,} answers · {usage.tokens:,} tokens"
                     f" · {usage.tokens / stage.seconds:,.0f} tokens/s"

@@ -5,6 +5,7 @@ have the packages, but not this project, runs exactly what the user has here.
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import shutil
@@ -162,8 +163,13 @@ def _client(target: Target):  # type: ignore[no-untyped-def]  # ray is imported 
     os.environ.update(target.environment)
     from ray.job_submission import JobSubmissionClient
 
+
     try:
-        return JobSubmissionClient(target.address)
+        client = JobSubmissionClient(target.address)
+        # Uploads and closed sockets are no news. Ray sets its level when it is first used, so only now.
+        for name in ("ray", "ray.dashboard", "ray._private"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return client
     except Exception as error:
         raise ClusterError(
             f"{target.address}: no Ray cluster answers: {_one_line(error)}"

@@ -26,9 +26,9 @@ FIGURES = {
     "chair_s": ("CHAIR_s ↓", "captions with a hallucinated object"),
     "chair_i": ("CHAIR_i ↓", "hallucinated object mentions"),
     "recall": ("recall ↑", "true objects that are named"),
-    "objects": ("objects", "mentions a caption"),
-    "length": ("length", "words a caption"),
-    "errors": ("errors ↓", "errors a caption against the ground truth"),
+    "objects": ("objects a caption", "mentions"),
+    "length": ("words a caption", "length"),
+    "errors": ("errors a caption ↓", "against the ground truth"),
 }
 """The figures that are shown, in order: label and meaning. CHAIR never stands without recall and length."""
 

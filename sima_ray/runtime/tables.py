@@ -21,7 +21,7 @@ def show_summary(folder: Path) -> None:
         result = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'summary.json'}: no finished run there ({error})") from error
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if result.get("before"):
         console.print(figures_table(result))
     console.print(critic_line(result["critic"]))
@@ -29,28 +29,26 @@ def show_summary(folder: Path) -> None:
 
 
 def figures_table(result: JsonDict) -> Table:
-    """Before and after, each with its interval, and the paired change."""
-    percent = f"{100 * result['confidence']:.0f} %"
+    """Before and after, and the paired change with its interval; fits 80 columns."""
     table = Table(title=f"{result['before']['captions']} held-out images", title_justify="left")
-    for name in ("", "before", "after", f"change [{percent} interval]"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, (label, meaning) in FIGURES.items():
+    table.add_column("")
+    for name in ("before", "after", "change", f"{100 * result['confidence']:.0f} % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, (label, _) in FIGURES.items():
         if name in result["before"]:
             before, after, change = (result[key][name] for key in ("before", "after", "difference"))
             table.add_row(
-                f"{label}  [dim]{meaning}[/dim]",
+                label,
                 f"{before['value']:.3f}",
                 f"{after['value']:.3f}",
-                f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]",
+                f"{change['value']:+.3f}",
+                f"{change['low']:+.3f} … {change['high']:+.3f}",
             )
     for kind, before in result["before"]["pope"].items():
         after = result["after"]["pope"][kind]
-        table.add_row(
-            f"{kind} ↑  [dim]accuracy of yes/no answers[/dim]",
-            f"{before['accuracy']:.3f}",
-            f"{after['accuracy']:.3f}",
-            f"{after['accuracy'] - before['accuracy']:+.3f}",
-        )
+        change = after["accuracy"] - before["accuracy"]
+        row = (f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}", f"{change:+.3f}", "")
+        table.add_row(f"{kind.replace('_', ' ')} accuracy ↑", *row)
     return table
 
 

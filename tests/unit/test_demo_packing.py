@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -36,7 +37,7 @@ def test_what_samples_share() -> None:
 
 def test_packing_changes_no_loss() -> None:
     processor = make_processor(phrases(), SHAPE)
-    model = make_model(processor, SHAPE).to(torch.bfloat16).float()
+    model = make_model(processor, SHAPE).bfloat16().float()
     model.set_attn_implementation("eager")
     tower = model.model.vision_tower.to(torch.bfloat16)
     features = image_features(model, pixels_of(SCENES, processor)).float()
@@ -58,7 +59,7 @@ def test_packing_changes_no_loss() -> None:
 
 
 def test_a_sample_is_the_sequence_that_serving_reads() -> None:
-    processor = make_processor(phrases(), SHAPE)
+    processor: Any = make_processor(phrases(), SHAPE)
     sample = _curriculum().captions(questions=0)[0]
     assert sample.image is not None
     tokenizer = processor.tokenizer
@@ -74,7 +75,7 @@ def test_a_sample_is_the_sequence_that_serving_reads() -> None:
     model = make_model(processor, SHAPE)
     with torch.no_grad():
         logits = model(**inputs).logits[0]
-        bf16 = model.to(torch.bfloat16)
+        bf16 = model.bfloat16()
         features = image_features(bf16, pixels_of([SCENES[sample.image]], processor))
         bf16.set_attn_implementation("eager")
         one = Sample(sample.ids, start, 0)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,9 +69,10 @@ def test_published_names_stay() -> None:
 
 def test_the_folder_loads_and_answers(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder)
-    model, info = LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"]
     prompt = render_prompt(processor, [image_part(b""), text_part("Describe it.")])
     assert prompt == "USER: <image>\nDescribe it. ASSISTANT:"
