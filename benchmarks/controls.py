@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     arms = {"critic": options.run}
     running = cluster.start(cpus=4)
     try:
-        target = submission.Target(running.address, running.environment)
+        target = submission.Target.of(running)
         for name, choose in RULES.items():
             print(f"— {name}", flush=True)
             arms[name] = _run_arm(config, options.run, name, choose, target)

@@ -47,5 +47,5 @@ def main(stage: str, summary: str, body: "Callable[[Run, int], object]") -> None
 
 
 def _next_round(run: "Run", stage: str) -> int:
-    rounds = range(1, run.config.rounds + 1)
+    rounds = range(0 if stage == "evaluate" else 1, run.config.rounds + 1)
     return next((k for k in rounds if run.done(f"round-{k}-{stage}") is None), run.config.rounds)

@@ -203,6 +203,8 @@ def make_app(settings: CriticApp, policy: Policy) -> App:
         except ExceptionGroup as group:
             raise _in_words(group.exceptions[0]) from group
 
+    readiness = Readiness(policy)
+
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether this process answers."""
@@ -211,17 +213,8 @@ def make_app(settings: CriticApp, policy: Policy) -> App:
     @api.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Whether the policy answers too."""
-        try:
-            async with asyncio.timeout(5):
-                await policy.complete(
-                    {
-                        "content": [{"type": "text", "text": "?"}],
-                        "max_tokens": 1,
-                        "temperature": 0.0,
-                    }
-                )
-        except (ServiceError, TimeoutError) as error:
-            raise _in_words(error) from error
+        if not await readiness.check():
+            raise ApiError(503, "unavailable", "the policy does not answer", {"Retry-After": "2"})
         return {"status": "ready"}
 
     _answer_errors(api)

@@ -68,7 +68,7 @@ class Tokens:
         given = token_hash(token.strip())
         # A list, not a generator: every comparison is made.
         matches = [hmac.compare_digest(given, known) for known in (*self.hashes, *self._current())]
-        return scheme.lower() == "bearer" and any(matches)
+        return scheme.lower() == "bearer" and bool(token.strip()) and any(matches)
 
     def _current(self) -> list[str]:
         """Hashes of the file's tokens, looked at again at most once a second."""
@@ -135,15 +135,18 @@ class Guard:
     async def _admit(
         self, scope: Scope, headers: dict[str, bytes], receive: Receive, answer: "_Answer"
     ) -> None:
-        if scope["path"] not in OPEN_PATHS:
-            authorization = headers.get("authorization", b"").decode("latin-1")
-            if not self._tokens.accept(authorization):
-                raise ApiError(
-                    401,
-                    "unauthorized",
-                    "a valid bearer token is needed",
-                    {"WWW-Authenticate": "Bearer"},
-                )
+        if scope["path"] in OPEN_PATHS:
+            # Whatever body comes along is not read: who has no token holds no memory and no place.
+            await self._app(scope, _replay(b"", receive), answer)
+            return
+        authorization = headers.get("authorization", b"").decode("latin-1")
+        if not self._tokens.accept(authorization):
+            raise ApiError(
+                401,
+                "unauthorized",
+                "a valid bearer token is needed",
+                {"WWW-Authenticate": "Bearer"},
+            )
         if self._inside >= self._limits.at_once:
             raise ApiError(503, "overloaded", "too many requests at once", {"Retry-After": "1"})
         self._inside += 1

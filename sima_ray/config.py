@@ -28,6 +28,16 @@ Location = Annotated[str, AfterValidator(_absolute)]
 """A local path, or any URI that pyarrow opens. Relative paths count from the current folder."""
 
 
+def _mounted(path: str) -> str:
+    if "://" in path:
+        raise ValueError("must be a path that all nodes mount, not a URI")
+    return _absolute(path)
+
+
+Folder = Annotated[str, AfterValidator(_mounted)]
+"""A local path, on a volume that all nodes mount. Relative paths count from the current folder."""
+
+
 class Section(BaseModel):
     """Base of all sections: an unknown key is an error, and a config never changes."""
 
@@ -123,7 +133,7 @@ class ServiceConfig(Section):
 class PolicyConfig(Section):
     """The model that answers and judges."""
 
-    model: Location = Field(
+    model: Folder = Field(
         description="Hugging Face folder (config, weights, processor, tokenizer)."
     )
     engine: EngineConfig = EngineConfig()
@@ -251,7 +261,7 @@ class RunConfig(Section):
     """A whole run: what `sima submit pipeline CONFIG` takes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    runs: Location = Field(
+    runs: Folder = Field(
         default="runs", validate_default=True, description="Where run folders are made."
     )
     seed: int = 0
@@ -278,7 +288,7 @@ class RunConfig(Section):
                 values = yaml.safe_load(file)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: must hold a mapping of settings")

@@ -102,7 +102,7 @@ def load_examples(path: Path = DEFAULT_EXAMPLES) -> tuple[WorkedExample, ...]:
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
         examples = tuple(WorkedExample(**row) for row in rows)
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"{path}: worked examples cannot be read: {error}") from error
     if {e.choice for e in examples} != {1, 2}:
         raise ConfigError(f"{path}: worked examples need one with choice 1 and one with choice 2")

@@ -1,14 +1,16 @@
 """`sima demo`: the whole loop on a Ray cluster of its own, started here and ended here."""
 
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 from rich.console import Console
@@ -47,8 +49,8 @@ def run_demo(config_file: Path, name: str | None, cpus: int) -> None:
     # A run that was resumed keeps the seconds of its earlier stages; `total` is this command's own.
     summary["seconds"] |= seconds
     summary["peak_memory_mb"] = round(peak / 2**20)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (folder / "demo.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+    for name in ("summary.json", "demo.json"):  # a later `sima submit report` writes the first anew
+        (folder / name).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.print()
     _show_end(folder, console)
 
@@ -68,13 +70,14 @@ def _run(config: RunConfig, folder: Path, cpus: int) -> tuple[dict[str, float], 
         with progress.stage("cluster") as stage:
             running = cluster.start(cpus, gpus=0)
             stage.result(f"Ray at {running.address}, token required")
-        seconds["cluster"] = stage.seconds
         try:
-            with _peak_memory(running.pid) as peak:
+            seconds["cluster"] = stage.seconds
+            with _peak_memory() as peak:
                 _follow(config, running, log, screen, log_file)
         finally:
             progress.say("cluster      ending")
-            cluster.stop(running)
+            with _uninterrupted():
+                cluster.stop(running)
     seconds = {key: round(value, 2) for key, value in seconds.items()}
     return seconds | {"total": round(time.monotonic() - started, 2)}, peak[0]
 
@@ -82,7 +85,7 @@ def _run(config: RunConfig, folder: Path, cpus: int) -> tuple[dict[str, float], 
 def _follow(
     config: RunConfig, running: cluster.LocalCluster, log: TextIO, screen: Screen, log_file: Path
 ) -> None:
-    target = submission.Target(running.address, running.environment)
+    target = submission.Target.of(running)
 
     def line(text: str) -> None:
         log.write(text + "\n")
@@ -106,39 +109,54 @@ def _make_world(config: RunConfig) -> int:
 
 
 def _show_end(folder: Path, console: Console) -> None:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    sima = os.path.relpath(Path(sys.argv[0]).absolute())
     tables.show_summary(folder)
     console.print(
         f"took     {duration(summary['seconds']['total'])}, {summary['peak_memory_mb']:,} MB at most\n"
         f"run      {folder}\nreport   {folder / 'report.html'}\n\n"
         "Next, the tuned policy and its critic as a live service, and the same on your own cluster:\n"
-        f"  sima up && sima serve {folder / 'run.yaml'} --round 1\n"
-        "  sima submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
+        f"  {sima} up && {sima} serve {folder / 'run.yaml'} --round 1\n"
+        f"  {sima} submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
     )
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that the cluster is ended too."""
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, so that the cluster is ended too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def _peak_memory(pid: int) -> Iterator[list[int]]:
-    """The most memory (bytes, shared pages counted once) that a process and all below it held."""
+def _uninterrupted() -> Iterator[None]:
+    """Let no signal end the block: a second Ctrl-C must not leave half a cluster behind."""
+    with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextmanager
+def _handled(handler: Any, *signals: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """The most memory (bytes, shared pages counted once) that this process and all below it held."""
     peak, ended = [0], threading.Event()
 
     def sample() -> None:
         while not ended.wait(_SAMPLE_EVERY_S):
-            peak[0] = max(peak[0], _memory(pid))
+            peak[0] = max(peak[0], _memory())
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -149,10 +167,11 @@ def _peak_memory(pid: int) -> Iterator[list[int]]:
         thread.join()
 
 
-def _memory(pid: int) -> int:
+def _memory() -> int:
+    """The memory (bytes) of this process and all below it, shared pages by their shares."""
     total = 0
     try:
-        root = psutil.Process(pid)
+        root = psutil.Process()
         family = [root, *root.children(recursive=True)]
     except psutil.Error:
         return 0

@@ -126,9 +126,13 @@ def _lacking(needs: Sequence[dict[str, float]]) -> str:
     """What no node has, in words; empty when each bundle fits some node, or nodes may still join."""
     from ray._private.state import state
 
-    if state.get_max_resources_from_cluster_config() is not None:
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    # An autoscaler may add what is missing. Only a cluster on loopback is known to stay as it is.
+    if state.get_max_resources_from_cluster_config() is not None or any(
+        not node["NodeManagerAddress"].startswith("127.") for node in alive
+    ):
         return ""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive]
     for bundle in needs:
         if not any(_fits(bundle, node) for node in nodes):
             wanted = ", ".join(f"{amount:g} {key}" for key, amount in bundle.items())

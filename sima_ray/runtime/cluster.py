@@ -53,7 +53,7 @@ class LocalCluster:
     def alive(self) -> bool:
         """Whether the process that holds the cluster runs and is still ours."""
         try:
-            return "ray" in " ".join(psutil.Process(self.pid).cmdline())
+            return self.temp_dir in " ".join(psutil.Process(self.pid).cmdline())
         except psutil.Error:
             return False
 
@@ -156,6 +156,8 @@ def start(cpus: int, gpus: int | None = None, port: int | None = None) -> LocalC
 def stop(cluster: LocalCluster) -> None:
     """End a cluster: its own process first, then whatever that left, each by id."""
     try:
+        if not cluster.alive:  # a process id may have gone to a stranger
+            raise psutil.NoSuchProcess(cluster.pid)
         root = psutil.Process(cluster.pid)
     except psutil.NoSuchProcess:
         shutil.rmtree(cluster.temp_dir, ignore_errors=True)

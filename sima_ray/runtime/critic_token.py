@@ -12,8 +12,10 @@ def token_file() -> Path:
     file = home() / "critic-token"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(new_token(), encoding="utf-8")
+        part = file.with_suffix(".part")  # renamed when whole: an empty token must never be one
+        part.touch(mode=0o600)
+        part.write_text(new_token(), encoding="utf-8")
+        part.replace(file)
     return file
 
 

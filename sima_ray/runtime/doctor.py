@@ -62,8 +62,10 @@ def _import(name: str) -> bool:
 
 
 def _accelerator() -> bool:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return _line("import torch", " ".join(str(error).split())[:100], False, "make setup")
     if torch.cuda.is_available():
         return _line("GPU", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}", True)
     return _line("GPU", "none: the demo runs on the CPU", True)

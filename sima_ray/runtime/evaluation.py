@@ -80,8 +80,9 @@ def evaluate(
     truth = read_truth(settings)
     if unknown := [q.image for q in questions if image_key(q.image) not in truth]:
         raise DataError(f"{settings.instances}: has no image {unknown[0]} ({len(unknown)} missing)")
-    answers = asyncio.run(_ask(questions, settings, run, connect(), stage))
     count = error_counter(settings.error_counter)
+    presence = {location: read_questions(location, "label") for location in settings.pope}
+    answers = asyncio.run(_ask(questions, settings, run, connect(), stage))
     captions = [
         Caption(
             row_id=question.row_id,
@@ -99,7 +100,7 @@ def evaluate(
     return Evaluation(
         captions=captions,
         estimates=estimates(captions, settings, run.seed),
-        pope=_pope(settings, run, connect, stage),
+        pope=_pope(presence, settings, run, connect, stage),
         failed=failed,
     )
 
@@ -232,13 +233,16 @@ async def _ask(
                 )
             except ImageProblem as problem:
                 raise DataError(f"{settings.prompts}: {question.row_id}: {problem}") from problem
-            completion = await policy.complete(
-                {
-                    "content": [image_part(image), text_part(question.text)],
-                    "max_tokens": settings.max_tokens,
-                    "temperature": 0.0,
-                }
-            )
+            try:
+                completion = await policy.complete(
+                    {
+                        "content": [image_part(image), text_part(question.text)],
+                        "max_tokens": settings.max_tokens,
+                        "temperature": 0.0,
+                    }
+                )
+            except ServiceError as error:  # one question must not cost the others
+                completion = {"error": str(error)}
         done += 1
         stage.update(f"{done:,}/{len(questions):,} answers")
         return None if "error" in completion else completion.get("text", "")
@@ -247,11 +251,14 @@ async def _ask(
 
 
 def _pope(
-    settings: EvaluationConfig, run: RunConfig, connect: Callable[[], Policy], stage: Stage
+    presence: dict[str, list[Question]],
+    settings: EvaluationConfig,
+    run: RunConfig,
+    connect: Callable[[], Policy],
+    stage: Stage,
 ) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
-    for location in settings.pope:
-        questions = read_questions(location, "label")
+    for location, questions in presence.items():
         answers = asyncio.run(_ask(questions, settings, run, connect(), stage))
         _tolerate(
             [q.row_id for q, a in zip(questions, answers, strict=True) if a is None], len(answers)

@@ -1,6 +1,7 @@
 """Counts what a policy is asked, over all workers, so that a stage can say how far it is."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from sima_ray.ports import Completion, CompletionRequest, Policy
 from sima_ray.runtime.progress import Stage
@@ -67,7 +69,8 @@ class MeteredPolicy:
         # The last answer of a burst is always reported, so that no count is left behind.
         if self._usage.requests >= _FLUSH_EVERY or not self._open:
             part, self._usage = self._usage, Usage()
-            await asyncio.wrap_future(self._total.add.remote(asdict(part)).future())
+            with contextlib.suppress(RayError):  # a lost count must never cost a row
+                await asyncio.wrap_future(self._total.add.remote(asdict(part)).future())
         return completion
 
 
@@ -75,7 +78,9 @@ class Meter:
     """The total over all policies that were connected through it."""
 
     def __init__(self) -> None:
-        self._total: Any = ray.remote(num_cpus=0)(_Total).remote()
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Total)
+        self._total: Any = actor.remote()
+        self._last = Usage()
 
     def on(self, connect: Callable[[], Policy]) -> Callable[[], Policy]:
         """The same factory, its policies metered."""
@@ -83,8 +88,11 @@ class Meter:
         return lambda: MeteredPolicy(connect(), total)
 
     def read(self) -> Usage:
-        """The total so far."""
-        return Usage(**ray.get(self._total.read.remote()))
+        """The total so far; the last one known while the counter is away."""
+        with contextlib.suppress(RayError):
+            counts: dict[str, int] = ray.get(self._total.read.remote())
+            self._last = Usage(**counts)
+        return self._last
 
     @contextmanager
     def shown(self, stage: Stage) -> Iterator[None]:

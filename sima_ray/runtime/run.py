@@ -91,8 +91,8 @@ class Run:
         run = cls(config, folder, progress or Progress())
         if folder.exists("run.yaml"):
             _check_same(config, yaml.safe_load(folder.read_text("run.yaml")), folder.root)
-        else:
-            folder.write_text(config.dump(), "run.yaml")
+        folder.write_text(config.dump(), "run.yaml")
+        if not folder.exists("provenance.json"):
             folder.write_json(provenance(config), "provenance.json")
         return run
 
@@ -148,12 +148,32 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     }
 
 
+_MAY_CHANGE = (
+    "runs",
+    "policy.service.",
+    "policy.engine.cpus",
+    "policy.engine.cpu_kv_cache_gb",
+    "policy.engine.gpu_memory_utilization",
+    "policy.engine.max_num_seqs",
+    "policy.engine.tensor_parallel_size",
+    "generation.concurrency",
+    "generation.workers",
+    "generation.retries",
+    "generation.timeout_s",
+    "training.cpus_per_worker",
+    "training.max_failures",
+)
+"""Settings that say how a run is done, not what it computes: a resumed run may have others."""
+
+
 def _check_same(config: RunConfig, before: dict[str, Any], root: str) -> None:
-    now = yaml.safe_load(config.dump())
+    # Parsed, so that a field that is newer than the run has its default there.
+    old = _flat(RunConfig.parse(before, origin=f"{root}/run.yaml").model_dump(mode="json"))
+    now = _flat(config.model_dump(mode="json"))
     changed = sorted(
         key
-        for key in _flat(now).keys() | _flat(before).keys()
-        if _flat(now).get(key) != _flat(before).get(key) and key != "runs"
+        for key in now.keys() | old.keys()
+        if now.get(key) != old.get(key) and not key.startswith(_MAY_CHANGE)
     )
     if changed:
         raise ConfigError(

@@ -7,6 +7,9 @@ is not run again, so that running the same command again goes on where the last 
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
+from typing import Any
+
+import ray
 
 from sima_ray.data.export import export_llava, export_trl
 from sima_ray.data.prompts import index_prompts, problem_lines
@@ -29,6 +32,7 @@ class PolicyService:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._app = f"policy-{run.config.name}"  # other runs, and `sima serve`, have their own
         self._version: str | None = None
 
     def ensure(self, number: int) -> None:
@@ -40,9 +44,11 @@ class PolicyService:
         with run.progress.stage("serve") as stage:
             if self._version is None:
                 start_serve(settings.host, settings.port)
-                deploy_policy(run.config.policy, model=run.policy(number), version=version)
+                deploy_policy(
+                    run.config.policy, model=run.policy(number), version=version, name=self._app
+                )
             else:
-                swap_policy(run.policy(number), version)
+                swap_policy(run.policy(number), version, name=self._app)
             how = "deployed" if self._version is None else "weights swapped in place"
             stage.result(f"{version}: {how}")
         self._version = version
@@ -50,13 +56,12 @@ class PolicyService:
     def connect(self) -> Callable[[], Policy]:
         """A factory of clients, for Data workers and for this process."""
         settings = self._run.config.generation
-        return connect_policy(retries=settings.retries, timeout_s=settings.timeout_s)
+        return connect_policy(self._app, retries=settings.retries, timeout_s=settings.timeout_s)
 
     def release(self) -> None:
-        """Give the replicas' resources back to the cluster."""
-        if self._version is not None:
-            remove("policy")
-            self._version = None
+        """Give the replicas' resources back to the cluster, also those that a killed job left."""
+        remove(self._app)
+        self._version = None
 
 
 def prepare(run: Run) -> JsonDict:
@@ -120,7 +125,6 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
             images=config.data.images,
         )
         run.folder.write_json(ledger.to_json(), f"round-{number}", "ledger.json")
-        run.folder.write_json(ledger.to_json(), "ledger.json")
         result = {"ledger": ledger.to_json(), "usage": asdict(meter.read())}
         return result, f"{ledger.rows:,} prompts → {ledger.pairs:,} pairs"
 
@@ -173,7 +177,9 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
     def work(stage: Stage) -> tuple[JsonDict, str]:
         pairs = read_pairs(run.round_path(number, "pairs.parquet"))
         probe = list(islice(pairs, config.merge.parity_rows))
-        report = merge(
+        # On a worker: the job itself runs on the head, which need not have a model's memory.
+        task = ray.remote(num_cpus=config.training.cpus_per_worker, max_retries=1)(merge)
+        answer: Any = task.remote(
             run.policy(number - 1),
             run.round_path(number, "train", "adapter"),
             run.policy(number),
@@ -181,6 +187,7 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
             probe=probe,
             images=config.data.images,
         )
+        report = ray.get(answer)
         return asdict(report), f"parity {report.difference:.1e} on {report.rows} rows"
 
     _needs(run, f"round-{number}/train/adapter", "train")
@@ -206,7 +213,12 @@ def evaluate(run: Run, number: int, service: PolicyService) -> JsonDict:
 
 def report(run: Run) -> JsonDict:
     """The run's summary: before and after with intervals, the critic, the ledger, the seconds."""
+    _needs(run, f"round-{run.config.rounds}/ledger.json", "preferences")
+    if run.config.evaluation is not None:
+        _needs(run, "round-0/captions.jsonl", "evaluate --round 0")
+        _needs(run, f"round-{run.config.rounds}/captions.jsonl", "evaluate")
     result = summary.summarise_run(run)
+    run.folder.write_json(result["ledger"], "ledger.json")
     run.folder.write_json(result, "summary.json")
     run.folder.write_text(summary.html(result), "report.html")
     run.progress.say(f"report       {run.folder.path('report.html')}")
@@ -216,6 +228,14 @@ def report(run: Run) -> JsonDict:
 def pipeline(run: Run) -> JsonDict:
     """The whole loop: the very stages above, over all rounds."""
     service = PolicyService(run)
+    try:
+        _rounds(run, service)
+    finally:
+        service.release()
+    return report(run)
+
+
+def _rounds(run: Run, service: PolicyService) -> None:
     evaluated = run.config.evaluation is not None
     if evaluated:
         evaluate(run, 0, service)
@@ -227,7 +247,6 @@ def pipeline(run: Run) -> JsonDict:
         merge_adapter(run, number)
         if evaluated:
             evaluate(run, number, service)
-    return report(run)
 
 
 def _needs(run: Run, name: str, stage: str) -> None:

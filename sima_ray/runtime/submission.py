@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sima_ray
 from sima_ray.config import RunConfig
@@ -30,10 +31,18 @@ _SUBMIT_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A cluster to submit to: its dashboard's URL, and what a client needs in its environment."""
+    """A cluster to submit to: its dashboard's URL, and its token where we know it.
+
+    Without a token here, Ray's client takes the one of the environment (RAY_AUTH_MODE, RAY_AUTH_TOKEN…).
+    """
 
     address: str
-    environment: dict[str, str]
+    token: str | None = None
+
+    @classmethod
+    def of(cls, local: cluster.LocalCluster) -> "Target":
+        """A local cluster of ours."""
+        return cls(local.address, Path(local.token_file).read_text(encoding="utf-8"))
 
 
 def find_cluster(address: str | None) -> Target:
@@ -51,9 +60,9 @@ def find_cluster(address: str | None) -> Target:
             )
         local = cluster.running()
         known = local is not None and local.address == address.rstrip("/")
-        return Target(address.rstrip("/"), local.environment if local and known else {})
+        return Target.of(local) if local and known else Target(address.rstrip("/"))
     if local := cluster.running():
-        return Target(local.address, local.environment)
+        return Target.of(local)
     raise ClusterError(
         "no cluster: start a local one with `sima up`, or name one with --address http://HEAD:8265"
     )
@@ -76,9 +85,15 @@ def submit(
         environment: Further variables of the job; the dashboard shows them, so no secrets.
 
     Raises:
-        ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs.
+        ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs; or a job of this run
+            still runs there, and two would write the same files.
     """
     client = _client(target)
+    if (other := _running_job(client, config)) is not None:
+        raise ClusterError(
+            f"job {other} of the run {config.name} still runs: wait for it, or stop it with "
+            f"`ray job stop --address {target.address} {other}`"
+        )
     job_id = f"sima-{stage}-{config.name}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory(prefix="sima-job-") as folder:
         _stage_folder(Path(folder), config)
@@ -97,13 +112,13 @@ def submit(
                         },
                         metadata={
                             "sima_stage": stage,
-                            "sima_run": config.name,
+                            "sima_run": _identity(config),
                             "sima_version": sima_ray.__version__,
                             "sima_revision": revision() or "unknown",
                         },
                     )
                 )
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 # A head node that has only just started has no agent yet to run the job.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise ClusterError(
@@ -129,13 +144,18 @@ def follow(job_id: str, target: Target, on_line: Callable[[str], None]) -> None:
         if rest:
             on_line(rest)
 
-    asyncio.run(tail())
-    status = client.get_job_status(job_id)
-    while not status.is_terminal():
-        time.sleep(0.2)
-        status = client.get_job_status(job_id)
-    if status.value != "SUCCEEDED":
-        raise JobFailed(f"job {job_id} ended as {status.value}")
+    try:
+        asyncio.run(tail())
+        while not (job := client.get_job_info(job_id)).status.is_terminal():
+            time.sleep(0.2)
+    except (RuntimeError, OSError) as error:
+        raise ClusterError(
+            f"{target.address}: connection lost, the job {job_id} may go on: {_one_line(error)}"
+        ) from error
+    if job.status.value != "SUCCEEDED":
+        failure = JobFailed(f"job {job_id} ended as {job.status.value}")
+        failure.exit_code = job.driver_exit_code or JobFailed.exit_code
+        raise failure
 
 
 def stop(job_id: str, target: Target) -> None:
@@ -159,21 +179,35 @@ def revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def _client(target: Target):  # type: ignore[no-untyped-def]  # ray is imported only here
-    os.environ.update(target.environment)
+def _client(target: Target) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-
     try:
-        client = JobSubmissionClient(target.address)
-        # Uploads and closed sockets are no news. Ray sets its level when it is first used, so only now.
-        for name in ("ray", "ray.dashboard", "ray._private"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        headers = {"Authorization": f"Bearer {target.token}"} if target.token else None
+        client = JobSubmissionClient(target.address, headers=headers)
+        # Uploads and closed sockets are no news. These modules set their own level when imported.
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
         return client
     except Exception as error:
         raise ClusterError(
             f"{target.address}: no Ray cluster answers: {_one_line(error)}"
         ) from error
+
+
+def _running_job(client: Any, config: RunConfig) -> str | None:
+    """The id of a job of this run that has not ended; serving does not write to the run."""
+    for job in client.list_jobs():
+        metadata = job.metadata or {}
+        mine = metadata.get("sima_run") == _identity(config)
+        if mine and metadata.get("sima_stage") != "serve" and not job.status.is_terminal():
+            return str(job.submission_id)
+    return None
+
+
+def _identity(config: RunConfig) -> str:
+    return f"{config.runs}/{config.name}"
 
 
 def _stage_folder(folder: Path, config: RunConfig) -> None:

@@ -34,8 +34,6 @@ def validate_run(config: RunConfig, *, images: bool) -> bool:
 
 
 def _model_problem(config: RunConfig) -> str | None:
-    if "://" in config.policy.model:
-        return None
     try:
         from sima_ray.policy.checkpoint import check_policy
 

@@ -1,6 +1,5 @@
 """`sima up`'s cluster: on loopback only, closed to those without the token, gone when ended."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +17,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.LocalClu
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMA_HOME", str(home))
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-            patch.setenv(name, os.environ.get(name, ""))
-            if not os.environ[name]:
-                patch.delenv(name)
         running = cluster.up(cpus=2, gpus=0)
         yield running
         if cluster.running():

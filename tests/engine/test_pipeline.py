@@ -31,7 +31,6 @@ class Finished:
     folder: Path
     lines: list[str]
     target: submission.Target
-    gcs: str
 
     def text(self) -> str:
         return "\n".join(line for line in self.lines if line.startswith("[sima] "))
@@ -71,18 +70,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     values["policy"]["service"] |= {"port": cluster.free_port()}
     values["training"] |= {"epochs": 1, "batch_size": 8, "micro_batch_size": 8}
     config = RunConfig.parse(values)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        running = cluster.start(cpus=4, gpus=0)
-        try:
-            target = submission.Target(running.address, running.environment)
-            done = Finished(config, Path(config.runs) / "loop", [], target, running.gcs)
-            run_pipeline(done)
-            yield done
-        finally:
-            cluster.stop(running)
+    running = cluster.start(cpus=4, gpus=0)
+    try:
+        done = Finished(config, Path(config.runs) / "loop", [], submission.Target.of(running))
+        run_pipeline(done)
+        yield done
+    finally:
+        cluster.stop(running)
 
 
 def run_pipeline(run: Finished) -> None:

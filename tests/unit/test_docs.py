@@ -69,6 +69,11 @@ def test_paths_exist(page: Path) -> None:
         assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for page in PAGES:
+        assert "@@" not in page.read_text(), page.name
+
+
 def test_modules_that_are_run_exist() -> None:
     for page in PAGES:
         for line in code(page):

@@ -123,6 +123,17 @@ def test_many_failed_answers_stop_the_evaluation(world: World) -> None:
         run(world, FakePolicy(lambda request: {"error": "too long"}))
 
 
+def test_a_service_that_gives_up_on_one_answer_costs_that_one(world: World) -> None:
+    policy = knowing(world)
+
+    class Flaky(FakePolicy):
+        async def complete(self, request: CompletionRequest) -> Completion:
+            raise ServiceError("no answer in time")
+
+    with pytest.raises(ServiceError, match="evaluation requests failed"):
+        run(world, Flaky(policy.answer))
+
+
 def test_an_image_without_annotations_is_named(world: World, tmp_path: Path) -> None:
     lines = world.prompts.read_text() + json.dumps(
         {"id": "x", "image": "stranger.png", "text": "?", "ground_truth": "a"}

@@ -59,6 +59,13 @@ def test_another_config_under_the_same_name_is_refused(tmp_path: Path) -> None:
         Run.open(config(tmp_path, seed=1, training={"beta": 0.2}))
 
 
+def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
+    Run.open(config(tmp_path))
+    policy = {"model": "model", "service": {"port": 8123}}
+    run = Run.open(config(tmp_path, policy=policy, generation={"concurrency": 3}))
+    assert "8123" in run.folder.read_text("run.yaml")
+
+
 def test_rounds_name_policies_and_versions(tmp_path: Path) -> None:
     run = Run.open(config(tmp_path))
     assert run.policy(0) == run.config.policy.model
