@@ -170,7 +170,7 @@ def train(run: Run, number: int) -> JsonDict:
 
 def merge_adapter(run: Run, number: int) -> JsonDict:
     """Round `number`: adapter into weights, published only when both compute the same."""
-    from sima_ray.policy.merge import merge
+    from sima_ray.policy.merge import ParityReport, merge
 
     config = run.config
 
@@ -178,8 +178,8 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
         pairs = read_pairs(run.round_path(number, "pairs.parquet"))
         probe = list(islice(pairs, config.merge.parity_rows))
         # On a worker: the job itself runs on the head, which need not have a model's memory.
-        task = ray.remote(num_cpus=config.training.cpus_per_worker, max_retries=1)(merge)
-        answer: Any = task.remote(
+        task: Any = ray.remote(num_cpus=config.training.cpus_per_worker, max_retries=1)
+        answer = task(merge).remote(
             run.policy(number - 1),
             run.round_path(number, "train", "adapter"),
             run.policy(number),
@@ -187,7 +187,7 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
             probe=probe,
             images=config.data.images,
         )
-        report = ray.get(answer)
+        report: ParityReport = ray.get(answer)
         return asdict(report), f"parity {report.difference:.1e} on {report.rows} rows"
 
     _needs(run, f"round-{number}/train/adapter", "train")

@@ -119,7 +119,7 @@ def run_training(
                 seconds = round(spent + time.monotonic() - started, 2)
                 state = update_state(folder, {"seconds": seconds})
         _remove(folder.path(CHECKPOINTS))
-    state = {"seconds": 0.0} | state  # a driver that was killed after the end left none
+    state = dict[str, Any](seconds=0.0) | state  # a driver that was killed after the end left none
     return TrainingResult(
         adapter=folder.path("adapter"),
         **{name: state[name] for name in ("steps", "pairs", "set_aside", "metrics", "seconds")},

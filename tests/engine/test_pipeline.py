@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -131,7 +132,7 @@ def test_the_preferences_load_everywhere(finished: Finished) -> None:
     assert rows.num_rows == ledger["rows"] == len(set(rows["row_id"].to_pylist()))
     pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
     llava = json.loads((folder / "pairs.llava.json").read_text())
-    trl = load_dataset(
+    trl: Any = load_dataset(
         "parquet",
         data_files=str(folder / "pairs.trl.parquet"),
         split="train",
@@ -173,7 +174,8 @@ def greedy_in_transformers(run: Finished, caption: dict[str, str]) -> str:
     from sima_ray.policy.checkpoint import load_policy
     from sima_ray.ports import image_part, text_part
 
-    model, processor = load_policy(run.folder / "round-1" / "policy", dtype=torch.float32)
+    loaded: Any = load_policy(run.folder / "round-1" / "policy", dtype="float32")
+    model, processor = loaded
     evaluation = run.config.evaluation
     assert evaluation is not None
     file = Path(evaluation.images) / caption["image"]
