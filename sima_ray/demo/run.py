@@ -110,13 +110,13 @@ def _make_world(config: RunConfig) -> int:
 
 def _show_end(folder: Path, console: Console) -> None:
     summary = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-    sima = os.path.relpath(Path(sys.argv[0]).absolute())
+    sima, run = (os.path.relpath(path) for path in (sys.argv[0], folder))
     tables.show_summary(folder)
     console.print(
         f"took     {duration(summary['seconds']['total'])}, {summary['peak_memory_mb']:,} MB at most\n"
-        f"run      {folder}\nreport   {folder / 'report.html'}\n\n"
+        f"run      {run}\nreport   {run}/report.html\n\n"
         "Next, the tuned policy and its critic as a live service, and the same on your own cluster:\n"
-        f"  {sima} up && {sima} serve {folder / 'run.yaml'} --round 1\n"
+        f"  {sima} up && {sima} serve {run}/run.yaml --round 1\n"
         f"  {sima} submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
     )
 

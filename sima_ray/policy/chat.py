@@ -24,7 +24,7 @@ def render_prompt(processor: Processor, content: list[Part]) -> str:
     """
     flat = "".join(
         harmless(part["text"], processor.image_token)
-        if part["type"] == "text"
+        if "text" in part
         else f"{processor.image_token}\n"
         for part in content
     )

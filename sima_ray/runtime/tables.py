@@ -59,7 +59,7 @@ def critic_line(critic: JsonDict) -> str:
         f"{critic['consistent']:.1%} consistent, {critic['unparseable']:.1%} unparseable"
     )
     if critic["agreement_with_oracle"] is not None:
-        line += f", {critic['agreement_with_oracle']:.1%} agree with the count of errors"
+        line += f", {critic['agreement_with_oracle']:.1%} agree with the count of errors where it decides"
     return line
 
 
