@@ -68,7 +68,7 @@ def _run_arm(
     if not folder.exists():
         for part in ("round-0", "round-1/preferences"):
             shutil.copytree(run / part, folder / part)
-        for part in ("provenance.json", "prompts.parquet"):
+        for part in ("provenance.json", "prompts.parquet", "round-1/ledger.json"):
             shutil.copy(run / part, folder / part)
         (folder / "stages").mkdir()
         for key in ("prepare", "round-0-evaluate", "round-1-preferences"):
