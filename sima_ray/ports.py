@@ -14,16 +14,16 @@ or, for a request that can never succeed (too long, undecodable image, …), {"e
 succeed later (overload, a dead replica) raises instead, and the caller retries.
 """
 
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 
 class TextPart(TypedDict):
-    type: str  # "text"
+    type: Literal["text"]
     text: str
 
 
 class ImagePart(TypedDict):
-    type: str  # "image"
+    type: Literal["image"]
     image: bytes
 
 

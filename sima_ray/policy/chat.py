@@ -24,7 +24,7 @@ def render_prompt(processor: Processor, content: list[Part]) -> str:
     """
     flat = "".join(
         harmless(part["text"], processor.image_token)
-        if "text" in part
+        if part["type"] == "text"
         else f"{processor.image_token}\n"
         for part in content
     )
