@@ -97,6 +97,25 @@ def test_eight_micro_batches_of_one_are_one_of_eight(tiny_llava, encoded):
     assert one.accuracy == pytest.approx(eight.accuracy)
 
 
+def test_a_weight_scales_a_pairs_loss_and_gradient(tiny_llava, encoded):
+    """Plain SGD moves by the gradient: of weights 1 and 1/4 by (first + second / 4) / (5/4)."""
+
+    def move(pairs: list[EncodedPair], weights: list[float]) -> tuple[float, torch.Tensor]:
+        engine = engine_of(tiny_llava, 1)
+        start = weights_of(engine)
+        loss = take(engine, [micro(pairs, weights)], sum(weights)).loss
+        return loss, weights_of(engine) - start
+
+    (first, first_move), (second, second_move) = (move([pair], [1.0]) for pair in encoded[:2])
+    both, both_move = move(encoded[:2], [1.0, 0.25])
+    assert abs(first - second) > 1e-3
+    assert both == pytest.approx((first + second / 4) / 1.25, abs=1e-12)
+    expected = (first_move + second_move / 4) / 1.25
+    assert both_move.abs().max() > 1e-3
+    # The model's norms compute in float32, and round what is scaled otherwise.
+    torch.testing.assert_close(both_move, expected, rtol=0, atol=1e-8)
+
+
 def test_a_filler_of_weight_0_changes_nothing(tiny_llava, encoded):
     plain, filled = engine_of(tiny_llava, 1), engine_of(tiny_llava, 1)
     first = take(plain, [micro(encoded[:3], [1.0] * 3)], 3.0)
