@@ -182,6 +182,13 @@ class PairsConfig(Section):
         gt=1,
         description="Leave out pairs whose longer side is over this many times the shorter.",
     )
+    inconsistent_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Weight, beside the 1 of other pairs, of one whose two orders disagree. 0 "
+        "drops it, as a tie; above, one of its two verdicts is believed, by lot.",
+    )
 
 
 class LoraSettings(Section):

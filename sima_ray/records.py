@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     PREFERRED_FIRST = "preferred_first"  # both orders chose candidate 0: a pair
     PREFERRED_SECOND = "preferred_second"  # both orders chose candidate 1: a pair
     INCONSISTENT = "inconsistent"  # the orders disagree: a tie
+    INCONSISTENT_KEPT = "inconsistent_kept"  # they disagree, and the config keeps it: a pair
     UNPARSEABLE = "unparseable"  # at least one critique has no verdict
     IDENTICAL = "identical"  # the candidates say the same: nothing to prefer, no critique asked
     LENGTH_POLICY = "length_policy"  # a verdict that the length policy left out of the pairs
@@ -38,6 +39,11 @@ class Outcome(StrEnum):
     @property
     def is_pair(self) -> bool:
         """Whether the row became a preference pair."""
+        return self.is_preference or self is Outcome.INCONSISTENT_KEPT
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether both orders prefer the same candidate."""
         return self in (Outcome.PREFERRED_FIRST, Outcome.PREFERRED_SECOND)
 
 

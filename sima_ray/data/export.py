@@ -1,5 +1,9 @@
 """Preference pairs for other trainers: LLaVA/POVID JSON, and Parquet as TRL and `datasets` read
-it."""
+it.
+
+Neither format has weights, and their trainers count every pair alike: of inconsistent verdicts that
+`pairs.inconsistent_weight` keeps, too. pairs.parquet has the weights.
+"""
 
 import json
 import posixpath

@@ -4,9 +4,10 @@ it."""
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,9 +23,9 @@ from sima_ray.data.locations import open_location
 from sima_ray.data.stages import CPUS
 from sima_ray.errors import DataError, LedgerError, SimaError
 from sima_ray.ledger import Ledger
-from sima_ray.pairs import PairLengths, apply_length_policy
+from sima_ray.pairs import PairLengths, apply_length_policy, believed_preference, to_pair
 from sima_ray.ports import JsonDict
-from sima_ray.records import Outcome, PreferencePair, Quarantine
+from sima_ray.records import Candidate, Critique, Outcome, PreferencePair, Prompt, Quarantine
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -74,13 +75,15 @@ def write_pairs(
 
     Both files are in the order of the row ids (the quarantine's in that of its sources), so that
     the same rows give the same files whichever worker finished first. Texts stream through; ids and
-    lengths are held.
+    lengths are held. The preferences stay what the critic said, so that pairs can be made of them
+    anew by another policy.
 
     Args:
         preferences: The folder that `write_preferences` wrote.
         destination: The folder to write to.
-        config: The length policy.
-        seed: Chooses among the pairs that the length policy may leave out.
+        config: What becomes of inconsistent rows, and the length policy.
+        seed: Chooses the order that is believed where the two disagree, and among the pairs that
+            the length policy may leave out.
         rows: Rows of the index, which the ledger is held against; None where it is not known.
 
     Raises:
@@ -90,6 +93,9 @@ def write_pairs(
     filesystem, base = open_location(destination)
     filesystem.create_dir(base, recursive=True)
     survey = _survey(preferences)
+    if config.inconsistent_weight:
+        for pair in _kept_pairs(preferences, config, seed):
+            survey.keep(pair)
     left_out = apply_length_policy(survey.lengths, config, seed)
     ledger = survey.ledger(left_out, rows)
     ledger.check()
@@ -100,7 +106,7 @@ def write_pairs(
     with pq.ParquetWriter(
         f"{base}/{PAIRS_FILE}.partial", PAIR_SCHEMA, filesystem=filesystem
     ) as writer:
-        for table in _pairs(preferences, kept):
+        for table in _pairs(preferences, survey.by_id, kept, config, seed):
             writer.write_table(table)
     for name in (QUARANTINE_FILE, PAIRS_FILE):
         filesystem.move(f"{base}/{name}.partial", f"{base}/{name}")
@@ -133,7 +139,7 @@ class _Survey:
         outcome = Outcome(row["outcome"])
         self.by_id[row_id] = outcome
         self.outcomes[outcome] += 1
-        if outcome.is_pair:
+        if outcome.is_preference:
             self.lengths.append(PairLengths.of(row_id, row["chosen"], row["rejected"]))
         if outcome is Outcome.QUARANTINED:
             self.quarantine.append(
@@ -144,6 +150,13 @@ class _Survey:
                     "error": row["error"],
                 }
             )
+
+    def keep(self, pair: PreferencePair) -> None:
+        """Count an inconsistent row as the pair that it is kept as."""
+        self.outcomes[self.by_id[pair.row_id]] -= 1
+        self.outcomes[Outcome.INCONSISTENT_KEPT] += 1
+        self.by_id[pair.row_id] = Outcome.INCONSISTENT_KEPT
+        self.lengths.append(PairLengths.of(pair.row_id, pair.chosen, pair.rejected, pair.weight))
 
     def ledger(self, left_out: Iterable[str], rows: int | None) -> Ledger:
         """The counts, with the pairs that the length policy left out under its name."""
@@ -170,16 +183,51 @@ def _survey(preferences: str) -> _Survey:
     return survey
 
 
-def _pairs(preferences: str, kept: list[str]) -> Iterator[pa.Table]:
-    """The kept pairs in the order of their ids: a pass over the files for each piece of that
-    order."""
-    filesystem, _ = open_location(preferences)
-    rows = pyarrow.dataset.dataset(committed_files(preferences), filesystem=filesystem)
+def _pairs(
+    preferences: str,
+    outcomes: Mapping[str, Outcome],
+    kept: list[str],
+    config: PairsConfig,
+    seed: int,
+) -> Iterator[pa.Table]:
+    """The kept pairs in the order of their ids: a pass over the files for each piece of that order,
+    and another where the piece has inconsistent rows."""
+    rows = _dataset(preferences)
     columns = {name: pc.field("text" if name == "prompt" else name) for name in PAIR_SCHEMA.names}
     ids = iter(kept)
     while piece := list(islice(ids, PAIRS_A_GROUP)):
-        table = rows.to_table(columns=columns, filter=pc.field("row_id").isin(piece))
+        preferred = [row_id for row_id in piece if outcomes[row_id].is_preference]
+        wanted = pc.field("row_id").isin(pa.array(preferred, pa.string()))
+        table = rows.to_table(columns=columns, filter=wanted)
+        if len(preferred) < len(piece):
+            pairs = [asdict(pair) for pair in _kept_pairs(preferences, config, seed, piece)]
+            table = pa.concat_tables(
+                [table.cast(PAIR_SCHEMA), pa.Table.from_pylist(pairs, PAIR_SCHEMA)]
+            )
         yield table.sort_by("row_id").cast(PAIR_SCHEMA)
+
+
+def _kept_pairs(
+    preferences: str, config: PairsConfig, seed: int, row_ids: list[str] | None = None
+) -> Iterator[PreferencePair]:
+    """The pairs that the inconsistent rows, all or those among `row_ids`, are kept as; streamed."""
+    wanted = pc.field("outcome") == Outcome.INCONSISTENT.value
+    if row_ids is not None:
+        wanted &= pc.field("row_id").isin(row_ids)
+    columns = ["row_id", "image", "text", "ground_truth", "candidates", "critiques"]
+    rows = _dataset(preferences)
+    for batch in rows.to_batches(columns=columns, filter=wanted, batch_size=PAIRS_A_GROUP):
+        for row in batch.to_pylist():
+            prompt = Prompt(row["row_id"], row["image"], row["text"], row["ground_truth"])
+            candidates = [Candidate(**candidate) for candidate in row["candidates"]]
+            critiques = [Critique(**critique) for critique in row["critiques"]]
+            believed = believed_preference(prompt.row_id, critiques, seed)
+            yield to_pair(prompt, candidates, believed, config.inconsistent_weight)
+
+
+def _dataset(preferences: str) -> Any:
+    filesystem, _ = open_location(preferences)
+    return pyarrow.dataset.dataset(committed_files(preferences), filesystem=filesystem)
 
 
 def _place(source: str | None) -> tuple[str, int]:

@@ -85,7 +85,7 @@ def critic_figures(run: Run, number: int) -> JsonDict:
     count = error_counter(settings.error_counter) if settings else None
     rows = list(_judged_rows(run, number))
     outcomes = Counter(Outcome(row["outcome"]) for row in rows)
-    decided = sum(n for outcome, n in outcomes.items() if outcome.is_pair)
+    decided = sum(n for outcome, n in outcomes.items() if outcome.is_preference)
     asked = decided + outcomes[Outcome.INCONSISTENT] + outcomes[Outcome.UNPARSEABLE]
     agree = (
         [verdict for row in rows if (verdict := _agrees(row, count)) is not None] if count else []
@@ -154,7 +154,7 @@ def _judged_rows(run: Run, number: int) -> Iterable[dict[str, Any]]:
 def _agrees(row: dict[str, Any], count: Any) -> bool | None:
     """Whether a verdict prefers the response with fewer errors; None where either has no preference."""
     outcome = Outcome(row["outcome"])
-    if not outcome.is_pair:
+    if not outcome.is_preference:
         return None
     first, second = (count(c["text"], row["ground_truth"]) for c in row["candidates"])
     if first == second:

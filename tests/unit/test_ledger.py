@@ -59,6 +59,17 @@ def test_json_names() -> None:
     assert "broken_image" not in values  # it is part of quarantined, which the sum has already
 
 
+def test_a_kept_inconsistent_row_is_a_pair() -> None:
+    ledger = Ledger.count(["preferred_first", "inconsistent_kept", "inconsistent_kept"])
+    ledger.check()
+    values = ledger.to_json()
+    assert values["pairs"] == 3 and values["outcomes"]["inconsistent_kept"] == 2
+    assert values["inconsistent"] == 0 and "inconsistent_kept" not in values
+    # A ledger of before there was such an outcome.
+    del values["outcomes"]["inconsistent_kept"]
+    assert Ledger.from_json({**values, "rows": 1}) == Ledger.count(["preferred_first"])
+
+
 def test_a_lost_row_is_named() -> None:
     ledger = Ledger.count(["identical", "inconsistent"], rows=3)
     with pytest.raises(
