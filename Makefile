@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench proof lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ format: setup  ## ruff's fixes and formatting
 
 bench: setup  ## the side-by-side benchmarks
 	@$(BIN)/python -m benchmarks
+
+proof: setup  ## does self-critique work? the figures of docs/proof.md anew (hours)
+	@$(BIN)/python -m benchmarks.proof
 
 lock:  ## resolve requirements/*.txt anew (needs uv)
 	@bash requirements/lock.sh
