@@ -203,10 +203,32 @@ class LoraSettings(Section):
     )
 
 
+class LossSettings(Section):
+    """What a pair costs. The defaults are DPO's; `sima_ray.loss` has the formulas."""
+
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of the preferences that are taken as wrong."
+    )
+    length_normalised: bool = Field(
+        default=False,
+        description="Log-probabilities per response token, of policy and reference alike. Rewards "
+        "are then smaller by the length: take a larger beta.",
+    )
+    sft_weight: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the chosen response's negative log-likelihood per token, added to "
+        "the loss: holds its probability up.",
+    )
+
+
 class TrainingConfig(Section):
     """DPO with LoRA on Ray Train and DeepSpeed. The defaults are the paper's for 7B."""
 
     beta: float = Field(default=0.1, gt=0, description="DPO's inverse temperature.")
+    loss: LossSettings = LossSettings()
     learning_rate: float = Field(default=1e-7, gt=0)
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)

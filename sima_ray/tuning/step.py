@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sima_ray.config import LossSettings
 from sima_ray.errors import TrainingError
 from sima_ray.loss import DpoLoss, dpo_loss
 from sima_ray.tuning.dataset import EncodedPair
@@ -57,7 +58,7 @@ class StepMetrics:
     Attributes:
         step: Counted from 1.
         epoch: Epochs done after this step, as a fraction.
-        loss: DPO's.
+        loss: Of the settings' kind.
         accuracy: Share of pairs whose chosen response has the higher reward.
         margin: Chosen minus rejected reward.
         chosen_reward, rejected_reward: beta × (policy − reference log-probability).
@@ -101,6 +102,7 @@ def train_step(
     step: int,
     epoch: float,
     beta: float,
+    loss: LossSettings,
     rate: float,
     total_weight: float,
     world: int,
@@ -114,7 +116,7 @@ def train_step(
         engine: Wraps a `PairScorer`.
         micro_batches: This worker's share, as many as the engine accumulates.
         step, epoch: For the metrics.
-        beta: DPO's.
+        beta, loss: As in `dpo_loss`.
         rate: Learning rate.
         total_weight: Of the whole batch, all workers together.
         world: Number of workers.
@@ -128,15 +130,14 @@ def train_step(
     for index, micro in enumerate(micro_batches):
         if index:
             engine.step()  # between micro batches it only counts
-        result, chosen_B, rejected_B = _score(engine, micro, beta)
+        result, chosen_B, rejected_B = _score(engine, micro, beta, loss)
         weights_B = micro.weights_B.to(result.losses_B)
-        counted_B = torch.where(weights_B > 0, result.losses_B, 0.0)
         # DeepSpeed averages over the workers; the weights say what a pair counts.
-        share = (weights_B * counted_B).sum() / total_weight
+        share = (weights_B * result.losses_B).sum() / total_weight
         engine.backward(share * world, scale_wrt_gas=False)
         sums[:-2] += _weighted_sums(result, chosen_B, rejected_B, weights_B)
         sums[-2] += sum(pair.tokens for pair in micro.pairs)
-        broken += _not_finite(counted_B, micro)
+        broken += _not_finite(result.losses_B, micro)
     sums[-1] = len(broken)
     sums = sum_over_workers(sums.to(engine.device)).cpu()
     if sums[-1] > 0:
@@ -155,7 +156,9 @@ def train_step(
     )
 
 
-def _score(engine: Engine, micro: MicroBatch, beta: float) -> tuple[DpoLoss, Tensor, Tensor]:
+def _score(
+    engine: Engine, micro: MicroBatch, beta: float, loss: LossSettings
+) -> tuple[DpoLoss, Tensor, Tensor]:
     chosen_B, rejected_B = engine(micro.pairs)
     result = dpo_loss(
         chosen_B,
@@ -163,8 +166,16 @@ def _score(engine: Engine, micro: MicroBatch, beta: float) -> tuple[DpoLoss, Ten
         micro.reference_chosen_B.to(chosen_B),
         micro.reference_rejected_B.to(rejected_B),
         beta=beta,
+        settings=loss,
+        chosen_tokens_B=_lengths(chosen_B, [len(pair.chosen_C) for pair in micro.pairs]),
+        rejected_tokens_B=_lengths(rejected_B, [len(pair.rejected_R) for pair in micro.pairs]),
+        weights_B=micro.weights_B,
     )
     return result, chosen_B.detach(), rejected_B.detach()
+
+
+def _lengths(like: Tensor, values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).to(like)
 
 
 def _weighted_sums(

@@ -128,6 +128,7 @@ class Tuner:
             step=step + 1,
             epoch=round((step + 1) / self._schedule.steps_per_epoch, 4),
             beta=config.beta,
+            loss=config.loss,
             rate=learning_rate(step, self.steps, config.learning_rate, config.warmup_ratio),
             total_weight=weight or 1.0,
             world=self._world,

@@ -10,13 +10,17 @@ import pytest
 import torch
 from easy_pairs import easy_pairs
 
-from sima_ray.config import LoraSettings
+from sima_ray.config import LoraSettings, LossSettings
 from sima_ray.errors import TrainingError
+from sima_ray.loss import dpo_loss
 from sima_ray.policy.checkpoint import load_policy
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder
 from sima_ray.tuning.forward import PairScorer, concatenated
 from sima_ray.tuning.lora import add_lora, trainable
 from sima_ray.tuning.step import MicroBatch, learning_rate, train_step
+
+
+DPO = LossSettings()
 
 
 class PlainEngine:
@@ -71,9 +75,22 @@ def micro(pairs: list[EncodedPair], weights: list[float], reference: float = -30
     return MicroBatch(pairs, torch.tensor(weights), constant_B, constant_B - 1)
 
 
-def take(engine: PlainEngine, batches: list[MicroBatch], total_weight: float):
+def take(
+    engine: PlainEngine,
+    batches: list[MicroBatch],
+    total_weight: float,
+    loss: LossSettings = DPO,
+):
     return train_step(
-        engine, batches, step=1, epoch=0.5, beta=0.1, rate=0.1, total_weight=total_weight, world=1
+        engine,
+        batches,
+        step=1,
+        epoch=0.5,
+        beta=0.1,
+        loss=loss,
+        rate=0.1,
+        total_weight=total_weight,
+        world=1,
     )
 
 
@@ -143,3 +160,34 @@ def test_the_learning_rate_warms_up_and_falls():
     assert rates[55] == pytest.approx(5e-4)
     assert 0 < rates[99] < 1e-5
     assert learning_rate(0, 1, 1e-3, 0.0) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossSettings(kind="ipo"),
+        LossSettings(label_smoothing=0.1, length_normalised=True),
+        LossSettings(sft_weight=0.5),
+    ],
+    ids=["ipo", "smooth-per-token", "sft"],
+)
+def test_each_loss_reaches_the_step_with_its_token_counts(tiny_llava, encoded, loss):
+    weights = [1.0, 2.0, 0.0, 1.0]
+    whole, parts = engine_of(tiny_llava, 1), engine_of(tiny_llava, 4)
+    with torch.no_grad():
+        chosen_B, rejected_B = whole(encoded[:4])
+    batch = micro(encoded[:4], weights)
+    expected = dpo_loss(
+        *(chosen_B, rejected_B, batch.reference_chosen_B, batch.reference_rejected_B),
+        beta=0.1,
+        settings=loss,
+        chosen_tokens_B=torch.tensor([len(pair.chosen_C) for pair in encoded[:4]]),
+        rejected_tokens_B=torch.tensor([len(pair.rejected_R) for pair in encoded[:4]]),
+        weights_B=torch.tensor(weights),
+    )
+    one = take(whole, [batch], 4.0, loss)
+    singles = [micro([p], [w]) for p, w in zip(encoded[:4], weights, strict=True)]
+    four = take(parts, singles, 4.0, loss)
+    assert one.loss == pytest.approx(expected.loss.item(), abs=1e-10)
+    assert four.loss == pytest.approx(one.loss, abs=1e-10)
+    torch.testing.assert_close(weights_of(whole), weights_of(parts), rtol=0, atol=1e-10)
