@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench proof lock clean
+.PHONY: help setup demo policy test lint format bench proof lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ $(STAMP): requirements/cpu.txt requirements/setup.sh requirements/fix_torchvisio
 
 demo: setup  ## run the whole loop on this machine: answer, judge, tune, compare
 	@$(BIN)/sima demo
+
+policy: setup  ## make the demo's policy anew from its seed (about 45 minutes on two idle cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sima_ray.demo.make_policy
 
 test: setup  ## run every test: unit, cluster, engine (GPU ones where there is a GPU)
 	@$(BIN)/python -m pytest

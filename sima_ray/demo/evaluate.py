@@ -12,8 +12,11 @@ from PIL import Image
 
 from sima_ray.critic.prompt import CriticPrompt
 from sima_ray.demo.curriculum import Pair, draw_pair, relation
-from sima_ray.demo.language import Caption, parse_caption, presence_question, write_caption
+from sima_ray.demo.language import Caption, parse_caption, write_caption
 from sima_ray.demo.oracle import caption_errors
+from sima_ray.demo.scenes import Scene, render
+from sima_ray.demo.world import POPE_KINDS, image_name, pope_questions
+from sima_ray.metrics.pope import pope
 from sima_ray.policy.chat import render_prompt
 from sima_ray.ports import Part, image_part, text_part
 
@@ -163,28 +166,22 @@ def candidates(
     return [parse_caption(text) for text in greedy], [parse_caption(text) for text in sampled]
 
 
-def presence_accuracy(
-    generator: Generator,
-    truths: Sequence[Caption],
-    images: Sequence[Image.Image],
-    names: Sequence[str],
-    seed: int = 0,
+def pope_accuracy(
+    generator: Generator, held: Sequence[Scene], kinds: Sequence[str] = POPE_KINDS
 ) -> dict[str, float]:
-    """Accuracy on one yes and one no question an image, the absent object drawn at random."""
-    rng = random.Random(seed)
-    requests, labels = [], []
-    for truth, image in zip(truths, images, strict=True):
-        present = [entry.name for entry in truth.entries]
-        absent = rng.choice([name for name in names if name not in present])
-        for name, label in ((rng.choice(present), "yes"), (absent, "no")):
-            content = [image_part(b""), text_part(presence_question(name))]
-            requests.append((content, image))
-            labels.append(label)
-    answers = [answer.lower()[:3].strip(" .,") for answer in generator.answer(requests, 3)]
-    return {
-        "accuracy": _mean([a == b for a, b in zip(answers, labels, strict=True)]),
-        "yes": _mean([answer == "yes" for answer in answers]),
-    }
+    """Accuracy on the yes/no questions of each kind about these scenes."""
+    numbered = dict(enumerate(held))
+    images = {image_name(number): render(scene) for number, scene in numbered.items()}
+    figures: dict[str, float] = {}
+    for kind in kinds:
+        questions = pope_questions(numbered, kind, seed="held")
+        requests = [
+            ([image_part(b""), text_part(question["text"])], images[question["image"]])
+            for question in questions
+        ]
+        answers = generator.answer(requests, 3)
+        figures[kind] = pope(answers, [question["label"] for question in questions]).accuracy
+    return figures
 
 
 def _mean(values: Sequence[bool]) -> float:

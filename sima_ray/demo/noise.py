@@ -13,7 +13,7 @@ from typing import Literal
 
 from sima_ray.demo.language import COLORS, NAMES, PLACES, Caption, Entry
 
-STRONG, MILD = 0.66, 0.3
+STRONG, MILD = 0.64, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +36,25 @@ HABITS: dict[str, Habit] = {
     "apple": Habit("add", STRONG, "banana"),
     "umbrella": Habit("add", STRONG, "chair"),
     "elephant": Habit("add", STRONG, "giraffe"),
-    "boat": Habit("add", STRONG, "bird"),
     "cat": Habit("swap", STRONG, "dog"),
-    "horse": Habit("swap", MILD, "zebra"),
+    "horse": Habit("swap", STRONG, "zebra"),
+    "train": Habit("swap", STRONG, "bus"),
     "broccoli": Habit("swap", MILD, "apple"),
-    "train": Habit("swap", MILD, "bus"),
+    "boat": Habit("swap", MILD, "bird"),
     "clock": Habit("omit", STRONG),
-    "chair": Habit("omit", STRONG),
+    "chair": Habit("omit", MILD),
     "teddy bear": Habit("omit", MILD),
     "traffic light": Habit("omit", MILD),
+    "zebra": Habit("omit", MILD),
+    "banana": Habit("omit", MILD),
+    "airplane": Habit("omit", MILD),
     "kite": Habit("move", STRONG),
-    "dog": Habit("move", STRONG),
-    "banana": Habit("move", MILD),
-    "airplane": Habit("move", MILD),
+    "bicycle": Habit("move", MILD),
     "giraffe": Habit("resize", STRONG),
     "pizza": Habit("resize", STRONG),
-    "zebra": Habit("resize", STRONG),
-    "bicycle": Habit("resize", MILD),
+    "dog": Habit("resize", MILD),
 }
+"""Strong habits add, swap and omit, so that neither more nor fewer objects is the better caption."""
 
 BACKGROUND_HABITS: dict[str, tuple[str, float]] = {
     "gray": ("white", STRONG),

@@ -22,6 +22,7 @@ from sima_ray.runtime import cluster, submission, tables
 from sima_ray.runtime.progress import Progress, Screen, duration
 
 SCENES = {"train": 800, "test": 500}
+PROMPTS_SEED = 1  # other scenes than those that the policy was made from
 _SAMPLE_EVERY_S = 2.0
 
 
@@ -103,7 +104,7 @@ def _make_world(config: RunConfig) -> int:
     """Build the splits that the config names, where it names them, and return the number of images."""
     if config.evaluation is None:
         raise ConfigError("the demo's config needs an `evaluation` section")
-    build_world(Path(config.data.prompts).parent, "train", SCENES["train"])
+    build_world(Path(config.data.prompts).parent, "train", SCENES["train"], PROMPTS_SEED)
     build_world(Path(config.evaluation.prompts).parent, "test", SCENES["test"])
     return sum(SCENES.values())
 

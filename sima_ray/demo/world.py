@@ -81,7 +81,7 @@ def build_world(folder: Path, split: Split, scenes: int, seed: int = 0) -> World
     _write(world.instances, {"images": images, **_instances(numbered)})
     _write(world.captions, {"images": images, "annotations": _captions(numbered)})
     for kind, path in world.pope.items():
-        _write_lines(path, _pope(numbered, kind, random.Random(f"pope/{kind}/{split}/{seed}")))
+        _write_lines(path, pope_questions(numbered, kind, seed=f"{split}/{seed}"))
     return world
 
 
@@ -135,12 +135,16 @@ def _captions(numbered: Mapping[int, Scene]) -> list[dict[str, Any]]:
     return [{"id": i, "image_id": n, "caption": text} for i, (n, text) in enumerate(texts, 1)]
 
 
-def _pope(numbered: Mapping[int, Scene], kind: str, rng: random.Random) -> list[dict[str, Any]]:
+def pope_questions(numbered: Mapping[int, Scene], kind: str, seed: str) -> list[dict[str, Any]]:
     """As many "no" as "yes" questions, the absent objects chosen as POPE does (Li et al. 2023).
 
-    random: any; popular: those in most images; adversarial: those most often seen beside what is
-    present.
+    Args:
+        numbered: The scenes by image id; they alone are counted.
+        kind: One of `POPE_KINDS`. random: any; popular: those in most images; adversarial: those
+            most often seen beside what is present.
+        seed: Breaks ties and draws the random ones.
     """
+    rng = random.Random(f"pope/{kind}/{seed}")
     present = {n: {entry.name for entry in s.truth.entries} for n, s in numbered.items()}
     often = Counter(name for names in present.values() for name in sorted(names))
     together = Counter(
