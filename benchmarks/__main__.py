@@ -1,7 +1,6 @@
-"""`python -m benchmarks` (or `make bench`): run every benchmark, one after the other."""
+"""`python -m benchmarks` (or `make bench`): run every quick benchmark; `make proof` is the long one."""
 
-from benchmarks import controls, service
+from benchmarks import service
 
 if __name__ == "__main__":
     service.main([])
-    controls.main([])
