@@ -113,6 +113,7 @@ class TrainingLog:
                 "steps": tuner.steps,
                 "pairs": len(tuner.pairs),
                 "set_aside": dict(Counter(str(r.set_aside) for r in aside)),
+                "forward_note": tuner.forward_note,
                 "metrics": json.loads(self._lines[-1]),
             }
         )

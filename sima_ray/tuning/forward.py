@@ -1,7 +1,7 @@
 """Log-probabilities of chosen and rejected responses under a vision-language model.
 
 `PairForward` is what training needs; `concatenated` is the plain implementation, two padded rows a pair, that
-faster ones are held against.
+faster ones (`sima_ray.tuning.shared`) are held against.
 
 Dimensions: B pairs, W = 2B rows (chosen of all pairs, then rejected of all), T padded tokens a row, D hidden,
 N response tokens of all rows together, V vocabulary.
@@ -100,24 +100,55 @@ def pad_rows(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Ten
 
 
 def last_hidden(
-    model: Model, pairs: Sequence[EncodedPair], ids_WT: Tensor, mask_WT: Tensor
+    model: Model,
+    pairs: Sequence[EncodedPair],
+    ids_WT: Tensor,
+    mask: Any,
+    positions: Tensor | None = None,
+    copies: int = 2,
 ) -> Tensor:
-    """The last hidden states of two rows a pair; the images are encoded once a pair where the model allows it."""
+    """The last hidden states of a batch of rows; the images are encoded once a pair where the model allows it.
+
+    Args:
+        model: Its language-model head is not applied.
+        pairs: Whose images the rows show.
+        ids_WT: All rows in the order of the pairs, and that `copies` times over.
+        mask: What the model takes as an attention mask.
+        positions: Position ids, (W, T) or (axes, W, T); None leaves them to the model.
+        copies: Rows a pair.
+    """
     backbone = getattr(model, model.base_model_prefix)
     accepts = inspect.signature(backbone.forward).parameters
     images = gather_images(pairs, ids_WT.device, model.get_input_embeddings().weight.dtype)
-    inputs: dict[str, Any] = {"input_ids": ids_WT, "attention_mask": mask_WT, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": ids_WT, "attention_mask": mask, "use_cache": False}
+    if positions is not None:
+        inputs["position_ids"] = positions
     if "mm_token_type_ids" in accepts:
         inputs["mm_token_type_ids"] = (ids_WT == model.config.image_token_id).long()
+    if model.config.model_type == "gemma3":  # the tokens of an image see each other
+        inputs["token_type_ids"] = (ids_WT == model.config.image_token_id).long()
     if "mm_encoder_outputs" in accepts:
         features = backbone.get_image_features(**images, return_dict=True)
         check_features(features.pooler_output, pairs, model.config.image_token_id)
-        features.pooler_output = [*features.pooler_output, *features.pooler_output]
+        _repeat_features(features, copies)
         inputs["mm_encoder_outputs"] = {"image": features}
-        inputs |= {name: torch.cat([images[name]] * 2) for name in images if name.endswith("thw")}
+        grids = [name for name in images if name.endswith("thw")]
+        inputs |= {name: torch.cat([images[name]] * copies) for name in grids}
     else:
-        inputs |= {name: torch.cat([tensor, tensor]) for name, tensor in images.items()}
+        inputs |= {name: torch.cat([tensor] * copies) for name, tensor in images.items()}
     return backbone(**inputs).last_hidden_state
+
+
+def _repeat_features(features: Any, copies: int) -> None:
+    """Put the features of all images after themselves, in place, for as many copies of the rows."""
+    pooled = features.pooler_output
+    features.pooler_output = (
+        torch.cat([pooled] * copies) if isinstance(pooled, Tensor) else [*pooled] * copies
+    )
+    # Some models also feed features of deeper vision layers into the first layers of the decoder.
+    deeper = getattr(features, "deepstack_features", None)
+    if deeper is not None:
+        features.deepstack_features = [[*layer] * copies for layer in deeper]
 
 
 def check_features(features: Any, pairs: Sequence[EncodedPair], image_token: int) -> None:

@@ -6,6 +6,7 @@ Knows nothing of how workers are started: rank and world are arguments, `torch.d
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from sima_ray.errors import TrainingError
 from sima_ray.policy.checkpoint import fingerprint, load_policy
 from sima_ray.records import PreferencePair
 from sima_ray.tuning.checkpoints import load_state, save_state, write_adapter
+from sima_ray.tuning.choice import ForwardChoice, choose_forward
 from sima_ray.tuning.dataset import (
+    EncodedPair,
     PairEncoder,
     Schedule,
     UnusablePair,
@@ -24,7 +27,7 @@ from sima_ray.tuning.dataset import (
     read_pairs,
 )
 from sima_ray.tuning.engine import device_of, gather_lists, start_engine
-from sima_ray.tuning.forward import PairForward, PairScorer, check_model, concatenated
+from sima_ray.tuning.forward import PairForward, PairScorer, check_model
 from sima_ray.tuning.lora import add_lora
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
 from sima_ray.tuning.step import MicroBatch, StepMetrics, learning_rate, train_step
@@ -52,7 +55,14 @@ class TuningJob:
 
 
 class Tuner:
-    """One worker of a tuning run."""
+    """One worker of a tuning run.
+
+    Attributes:
+        model: The policy with its adapters.
+        pairs: What is trained on.
+        set_aside: What is not, and why.
+        forward_note: Why the rows of a pair do not share their prompt, which is slower; None where they do.
+    """
 
     def __init__(
         self,
@@ -60,7 +70,7 @@ class Tuner:
         rank: int = 0,
         world: int = 1,
         *,
-        forward: PairForward = concatenated,
+        forward: PairForward | None = None,
         on_reference: Callable[[int, int], None] | None = None,
     ) -> None:
         """Load the policy, add adapters, score all pairs with the reference, start the engine.
@@ -68,7 +78,7 @@ class Tuner:
         Args:
             job: What is tuned on what.
             rank, world: This worker, and how many there are.
-            forward: How pairs are scored.
+            forward: How pairs are scored; None to choose what suits the model.
             on_reference: Told how many pairs the reference pass has done, of how many.
 
         Raises:
@@ -84,9 +94,15 @@ class Tuner:
         self._encoder = PairEncoder(processor, job.images, config.max_tokens)
         self.model = add_lora(model, config.lora, job.seed)
         self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
+        choice = (
+            choose_forward(self.model, self._encoded(pairs), config.max_tokens)
+            if forward is None
+            else ForwardChoice(forward)
+        )
+        self.forward_note = choice.reason
         self._references = reference_pass(
             self.model,
-            forward,
+            choice.forward,
             self._encoder,
             pairs,
             ReferenceFile(job.references, _reference_key(job, pairs)),
@@ -106,7 +122,7 @@ class Tuner:
         self._schedule = Schedule(len(self.pairs), config.batch_size, config.epochs, job.seed)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._engine = start_engine(PairScorer(self.model, forward), config, world)
+        self._engine = start_engine(PairScorer(self.model, choice.forward), config, world)
 
     @property
     def steps(self) -> int:
@@ -149,6 +165,12 @@ class Tuner:
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder, on rank 0; every worker must call this."""
         write_adapter(self._engine, self.model, folder, self._rank)
+
+    def _encoded(self, pairs: list[PreferencePair]) -> Iterator[EncodedPair]:
+        """The pairs that can be encoded, one after another."""
+        for pair in pairs:
+            with suppress(UnusablePair):
+                yield self._encoder.encode(pair)
 
     def _micro_batches(self, step: int, rows: list[int | None]) -> Iterator[MicroBatch]:
         size = self._job.config.micro_batch_size

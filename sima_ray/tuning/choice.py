@@ -1,0 +1,154 @@
+"""Which way pairs are scored: shared rows where a model computes the same in them, plain rows elsewhere.
+
+What a config says comes first; then one pair is scored both ways and the numbers decide.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sima_ray.tuning.dataset import EncodedPair, UnusablePair
+from sima_ray.tuning.forward import Model, PairForward, base_of, concatenated, response_logps
+from sima_ray.tuning.shared import attention_of, shared, shared_logps
+
+TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Mean distance of a token's log-probabilities up to which two ways agree: rounding is well below, a token that
+sees what it should not, or stands where it should not, well above."""
+
+_FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+"""What a model that cannot take such rows may raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardChoice:
+    """A way to score pairs.
+
+    Attributes:
+        forward: It.
+        reason: Why it is the plain one; None where rows are shared.
+    """
+
+    forward: PairForward
+    reason: str | None = None
+
+
+def choose_forward(
+    model: Model, pairs: Iterable[EncodedPair], max_tokens: int | None = None
+) -> ForwardChoice:
+    """Share rows where that is valid for this model, shown on the first usable of these pairs.
+
+    On CUDA the language model computes with FlexAttention from then on, where that works.
+
+    Args:
+        model: On its device, with or without adapters.
+        pairs: As many as are needed are taken; where none is usable, nothing is measured.
+        max_tokens: Longest plain row; None for no limit.
+    """
+    base = base_of(model)
+    if reason := static_reason(base, max_tokens):
+        return ForwardChoice(concatenated, reason)
+    probe = next(_plainly_scored(base, pairs), None)
+    if probe is None:
+        return ForwardChoice(shared)
+    before = attention_of(base)
+    for attention in (*(["flex_attention"] if can_flex(base) else []), before):
+        _set_attention(base, attention)
+        reason = disagreement(base, *probe)
+        if reason is None:
+            return ForwardChoice(shared)
+    return ForwardChoice(concatenated, reason)
+
+
+def static_reason(model: Model, max_tokens: int | None = None) -> str | None:
+    """Why rows cannot be shared, as far as classes and configs tell; None where they have nothing against it."""
+    text = model.config.get_text_config()
+    accepts = inspect.signature(getattr(model, model.base_model_prefix).forward).parameters
+    if model.config.is_encoder_decoder:
+        return "an encoder-decoder: the prompt is no part of the response's row"
+    if getattr(text, "cross_attention_layers", None):
+        return "images are read by cross-attention"
+    if any(getattr(module, "_is_stateful", False) for module in model.modules()):
+        return "a recurrent state goes from one response to the next"
+    if other := _layers_without_free_mask(text, max_tokens):
+        return f"layers that see by a rule of their own: {', '.join(other)}"
+    if getattr(text, "alibi", False):
+        return "positions that count the tokens between two cannot restart"
+    marks = "token_type_ids" in accepts and "mm_token_type_ids" not in accepts
+    if marks or getattr(text, "use_bidirectional_attention", None):
+        return "tokens of an image or a prompt see each other both ways"
+    if "position_ids" not in accepts:
+        return "the model takes no position ids"
+    if (attention := attention_of(model)) not in ("eager", "sdpa", "flex_attention"):
+        return f"{attention} takes no mask"
+    return None
+
+
+def _layers_without_free_mask(text: Any, max_tokens: int | None) -> list[str]:
+    """Kinds of layers that do more than the mask says: windows that a plain row may outgrow, chunks, scans."""
+    window = getattr(text, "sliding_window", None)
+    wide = window is not None and max_tokens is not None and max_tokens <= window
+    kinds = set(getattr(text, "layer_types", None) or ["sliding_attention"] * (window is not None))
+    allowed = {"full_attention", "attention", *(["sliding_attention"] if wide else [])}
+    return sorted(kinds - allowed)
+
+
+def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None:
+    """How far the shared row of a pair is from its plain rows; None where they agree.
+
+    With FlexAttention the backward pass is tried too: it is a kernel of its own.
+
+    Args:
+        model: The bare one.
+        pair: The probe.
+        plain_N: Of its response tokens, chosen then rejected, scored plainly.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    backward = attention_of(model) == "flex_attention" and trained
+    try:
+        with nullcontext() if backward else torch.no_grad():
+            logps_N, _ = shared_logps(model, [pair], [(pair.chosen_C, pair.rejected_R)])
+            if backward:
+                torch.autograd.grad(logps_N.sum(), trained)
+    except _FAILURES as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    distance = (logps_N.detach() - plain_N).abs().mean().item()
+    tolerance = TOLERANCES[model.get_input_embeddings().weight.dtype]
+    if distance <= tolerance:  # and not if it is NaN
+        return None
+    return (
+        f"shared and plain rows differ by {distance:.2g} a token in their log-probabilities, "
+        f"over {tolerance:.0e}"
+    )
+
+
+def can_flex(model: Model) -> bool:
+    """Whether the language model can compute with FlexAttention, which is worth it on CUDA."""
+    from transformers.utils.import_utils import is_torch_flex_attn_available
+
+    on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
+    supports = getattr(model.get_decoder(), "_supports_flex_attn", False)
+    return bool(on_cuda and supports and is_torch_flex_attn_available())
+
+
+def _set_attention(model: Model, attention: str) -> None:
+    """Change the language model's attention, and leave the vision tower's."""
+    if attention_of(model) != attention:
+        model.get_decoder().set_attn_implementation(attention)
+
+
+def _plainly_scored(
+    model: Model, pairs: Iterable[EncodedPair]
+) -> Iterator[tuple[EncodedPair, Tensor]]:
+    """The usable ones of these pairs with the log-probabilities of their response tokens."""
+    for pair in pairs:
+        try:
+            with torch.no_grad():
+                plain_N, _ = response_logps(model, [pair])
+        except UnusablePair:
+            continue
+        yield pair, plain_N
