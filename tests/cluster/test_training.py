@@ -86,6 +86,8 @@ def test_two_workers_learn_an_easy_preference(two_workers: Finished):
     assert metrics[-1]["chosen_reward"] > metrics[-1]["rejected_reward"]
     result = two_workers.result
     assert (result.steps, result.pairs, result.set_aside) == (9, 22, {"empty_response": 1})
+    state = json.loads((two_workers.output / "train.json").read_text())
+    assert state["forward_note"] is None  # rows share their prompt
     aside = [json.loads(line) for line in (two_workers.output / "set_aside.jsonl").open()]
     assert [row["row_id"] for row in aside] == ["r900"]
 

@@ -14,14 +14,16 @@ from tuned import distances, loss_and_gradients, random_pair, stirred
 from sima_ray.errors import DataError
 from sima_ray.loss import token_logps
 from sima_ray.policy.checkpoint import load_policy
+from sima_ray.tuning import choice as choice_module
 from sima_ray.tuning import shared as shared_module
-from sima_ray.tuning.choice import choose_forward, disagreement
+from sima_ray.tuning.choice import ForwardChoice, choose_forward, disagreement
 from sima_ray.tuning.dataset import EncodedPair
 from sima_ray.tuning.forward import base_of, concatenated, response_logps
 from sima_ray.tuning.shared import (
     PADDING,
     PROMPT,
     attention_mask,
+    attention_of,
     head_logps,
     share_rows,
     shared,
@@ -269,6 +271,13 @@ def test_what_a_config_says_against_sharing(model, pairs, changes, reason):
     assert reason in str(choice.reason)
 
 
+def test_a_recurrent_state_is_not_shared(model, pairs):
+    base_of(model).get_decoder()._is_stateful = True
+    choice = choose_forward(model, pairs)
+    assert choice.forward is concatenated
+    assert "recurrent state" in str(choice.reason)
+
+
 def test_a_window_that_no_row_outgrows_is_no_window(model, pairs):
     base_of(model).config.get_text_config().sliding_window = 128
     assert choose_forward(model, pairs, max_tokens=128).reason is None
@@ -306,3 +315,32 @@ def test_a_model_that_cannot_take_such_rows_keeps_plain_ones(model, pairs, monke
     choice = choose_forward(model, pairs)
     assert choice.forward is concatenated
     assert choice.reason == "TypeError: no such argument"
+
+
+@pytest.fixture
+def not_compiled(monkeypatch) -> None:
+    """FlexAttention as CUDA would choose it, in the implementation that needs no compiler."""
+    from torch.nn.attention.flex_attention import flex_attention
+    from transformers.integrations import flex_attention as integration
+
+    monkeypatch.setattr(
+        integration, "WrappedFlexAttention", lambda training: lambda: flex_attention
+    )
+    monkeypatch.setattr(choice_module, "can_flex", lambda _: True)
+
+
+def test_a_model_computes_the_same_with_flex_attention(model, pairs, not_compiled):
+    model.requires_grad_(False)  # on a CPU it has no backward pass
+    plain = concatenated(base_of(model), pairs)
+    assert choose_forward(model, pairs) == ForwardChoice(shared)
+    assert attention_of(base_of(model)) == "flex_attention"
+    assert base_of(model).model.vision_tower.config._attn_implementation == "sdpa"
+    logps = shared(base_of(model), pairs)
+    assert (logps.chosen_B - plain.chosen_B).abs().max() <= 1e-10
+    assert (logps.rejected_B - plain.rejected_B).abs().max() <= 1e-10
+
+
+def test_where_flex_attention_fails_a_dense_mask_serves(model, pairs, not_compiled):
+    """Here in the backward pass, which adapters that train need."""
+    assert choose_forward(model, pairs) == ForwardChoice(shared)
+    assert attention_of(base_of(model)) == "sdpa"
