@@ -104,6 +104,12 @@ def image_token_id(processor: "ProcessorMixin") -> int:
     return int(tokenizer.convert_tokens_to_ids(processor.image_token))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def context_length(model: Any) -> int | None:
+    """The most tokens that a model takes, by its config; None where that names no limit."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a folder, by name; older formats are not read."""
     return sorted(Path(folder).glob("*.safetensors"))

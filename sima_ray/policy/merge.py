@@ -23,6 +23,7 @@ from sima_ray.policy.checkpoint import (
     INDEX_SUFFIX,
     WEIGHT_SUFFIXES,
     check_policy,
+    context_length,
     fingerprint,
     load_policy,
     weight_files,
@@ -32,6 +33,7 @@ from sima_ray.records import PreferencePair
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair
 from sima_ray.tuning.forward import base_of, response_logps
 
+_LONGEST = 1 << 20
 VERSION_FILE = "sima.json"
 """Says of a merged folder what it was made of."""
 
@@ -112,7 +114,9 @@ def _merge_into(
 ) -> tuple[list[EncodedPair], list[torch.Tensor]]:
     """Write the merged policy; return the rows to compare and what base + adapter say of them."""
     model, processor = load_policy(base)
-    rows = _encode(probe, PairEncoder(processor, images, _longest(model)), config.parity_rows)
+    rows = _encode(
+        probe, PairEncoder(processor, images, context_length(model) or _LONGEST), config.parity_rows
+    )
     try:
         tuned = PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -175,10 +179,6 @@ def _logps(model: Any, rows: Sequence[EncodedPair]) -> list[torch.Tensor]:
     """Log-probabilities of all response tokens, in float64, a tensor a row."""
     with torch.no_grad():
         return [response_logps(model, [row])[0].double().cpu() for row in rows]
-
-
-def _longest(model: Any) -> int:
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
 def _write(model: Any, folder: Path) -> None:

@@ -145,9 +145,9 @@ def _take_up(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    training = {
-        f"training.{k}": v for k, v in settings["training"].items() if k not in _NOT_IDENTITY
-    }
+    # A setting that is younger than the run has its default in it.
+    full = TrainingConfig.model_validate(settings["training"]).model_dump(mode="json")
+    training = {f"training.{k}": v for k, v in full.items() if k not in _NOT_IDENTITY}
     return {k: v for k, v in settings.items() if k != "training"} | training
 
 
@@ -256,8 +256,9 @@ def _steps(tuner: Any, config: TrainingConfig, log: TrainingLog) -> None:
             with tempfile.TemporaryDirectory() as local:
                 tuner.save(Path(local), step + 1)
                 log.flush()
-                checkpoint = ray.train.Checkpoint.from_directory(local)
-                ray.train.report(metrics, checkpoint=checkpoint)
+                # Rank 0 holds the whole state; the others report alike, and nothing.
+                whole = ray.train.Checkpoint.from_directory(local) if log.active else None
+                ray.train.report(metrics, checkpoint=whole)
 
 
 def _absolute(location: str) -> str:

@@ -67,7 +67,7 @@ class TrainingLog:
 
     def __init__(self, folder: RunFolder, active: bool) -> None:
         self._folder = folder
-        self._active = active
+        self.active = active
         self._lines: list[str] = []
         self._total = 0
         self._began: tuple[float, int] | None = None
@@ -81,7 +81,7 @@ class TrainingLog:
         """The first step to take is `start`: forget what an interrupted run did after it."""
         self._total = total
         self._began = (time.monotonic(), start)
-        lines = _text(self._folder, METRICS).splitlines() if self._active else []
+        lines = _text(self._folder, METRICS).splitlines() if self.active else []
         self._lines = [line for line in lines if json.loads(line)["step"] <= start]
         self.flush()
 
@@ -105,7 +105,7 @@ class TrainingLog:
         self.flush()
         aside = tuner.set_aside
         rows = [{"row_id": r.row_id, "reason": r.set_aside, "detail": r.detail} for r in aside]
-        if self._active:
+        if self.active:
             self._folder.write_text("".join(f"{json.dumps(r)}\n" for r in rows), SET_ASIDE)
         self._write_state(
             {
@@ -119,11 +119,11 @@ class TrainingLog:
         )
 
     def _write_state(self, state: dict[str, Any]) -> None:
-        if self._active:
+        if self.active:
             update_state(self._folder, state)
 
     def _write_progress(self, progress: TrainProgress, always: bool = False) -> bool:
-        if not self._active or (time.monotonic() - self._written < _WRITE_S and not always):
+        if not self.active or (time.monotonic() - self._written < _WRITE_S and not always):
             return False
         self._written = time.monotonic()
         self._folder.write_json(asdict(progress), PROGRESS)
@@ -131,7 +131,7 @@ class TrainingLog:
 
     def flush(self) -> None:
         """Write the lines of all steps so far; before a checkpoint, so that no step is ever without its line."""
-        if self._active:
+        if self.active:
             self._folder.write_text("".join(f"{line}\n" for line in self._lines), METRICS)
 
 

@@ -1,10 +1,11 @@
-"""Preference pairs as token ids: read, rendered as the service renders them, checked, put in order.
+"""Preference pairs as token ids: read, rendered as the service renders them, checked.
 
 Dimensions: P prompt tokens (image tokens expanded), C tokens of the chosen response, R of the rejected one; both
 end with the end-of-sequence token.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from sima_ray.data.locations import one_line, open_location, read_image
@@ -35,11 +37,13 @@ class SetAside(StrEnum):
 
     DUPLICATE_ID = "duplicate_id"
     EMPTY_RESPONSE = "empty_response"  # chosen or rejected has no token but the end
-    TOO_LONG = "too_long"  # prompt + longer response, over max_tokens
+    TOO_LONG = "too_long"  # prompt + longer response, over max_tokens or the model's own context
     IMAGE_TOKENS = "image_tokens"  # not as many image tokens as image features
     MISSING_IMAGE = "missing_image"
     BROKEN_IMAGE = "broken_image"
+    CHANGED_IMAGE = "changed_image"  # another file than the reference saw: this one stops the run
     BAD_WEIGHT = "bad_weight"  # negative or not finite
+    BAD_REFERENCE = "bad_reference"  # the reference's log-probability is not finite
 
 
 class UnusablePair(DataError):
@@ -60,6 +64,7 @@ class EncodedPair:
         pair: Where it comes from.
         prompt_P, chosen_C, rejected_R: int64 token ids.
         image_inputs: What the processor made of the image (`pixel_values`, …), a leading dimension of one image.
+        image_digest: Names the image file's bytes, and so tells whether it has changed.
     """
 
     pair: PreferencePair
@@ -67,6 +72,7 @@ class EncodedPair:
     chosen_C: Tensor
     rejected_R: Tensor
     image_inputs: dict[str, Tensor] = field(default_factory=dict)
+    image_digest: str = ""
 
     @property
     def tokens(self) -> int:
@@ -101,16 +107,21 @@ def read_pairs(location: str) -> list[PreferencePair]:
 class PairEncoder:
     """Turns pairs into token ids with a policy's own processor."""
 
-    def __init__(self, processor: Any, images: str, max_tokens: int) -> None:
+    def __init__(
+        self, processor: Any, images: str, max_tokens: int, context: int | None = None
+    ) -> None:
         """Args:
         processor: Of the policy.
         images: Folder or URI that image names are relative to.
         max_tokens: Longest allowed prompt + response.
+        context: The longest that the model can take, where it has a limit.
         """
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._images = images
-        self._max_tokens = max_tokens
+        self._max_tokens, self._limit = max_tokens, "max_tokens"
+        if context is not None and context < max_tokens:
+            self._max_tokens, self._limit = context, "the model's own context"
         self._image_id = image_token_id(processor)
         self._eos = self._tokenizer.eos_token_id
         if self._eos is None:
@@ -131,20 +142,25 @@ class PairEncoder:
         plain, chosen, rejected = (self._ids(text) for text in texts)
         shared = min(_common(plain, chosen), _common(plain, rejected))
         responses = [chosen[shared:], rejected[shared:]]
-        for ids in responses:
+        for side, ids in zip(("chosen", "rejected"), responses, strict=True):
+            if not ids:
+                raise UnusablePair(
+                    pair.row_id, SetAside.EMPTY_RESPONSE, f"the {side} response has no token"
+                )
             if self._image_id in ids:
                 raise UnusablePair(
                     pair.row_id, SetAside.IMAGE_TOKENS, "a response holds an image token"
                 )
             ids.append(self._eos)
-        prompt_ids, image_inputs = self._with_image(pair, prompt, plain)
+        data, image = self._image(pair)
+        prompt_ids, image_inputs = self._with_image(pair, prompt, plain, image)
         prompt_ids = prompt_ids[: len(prompt_ids) - (len(plain) - shared)]
         if (longest := len(prompt_ids) + max(map(len, responses))) > self._max_tokens:
-            raise UnusablePair(
-                pair.row_id, SetAside.TOO_LONG, f"{longest} tokens, over {self._max_tokens}"
-            )
+            detail = f"{longest} tokens, over the {self._max_tokens} of {self._limit}"
+            raise UnusablePair(pair.row_id, SetAside.TOO_LONG, detail)
         ids = [torch.tensor(ids) for ids in (prompt_ids, *responses)]
-        return EncodedPair(pair, ids[0], ids[1], ids[2], image_inputs)
+        digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+        return EncodedPair(pair, ids[0], ids[1], ids[2], image_inputs, digest)
 
     def _check_fields(self, pair: PreferencePair) -> None:
         for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -159,17 +175,20 @@ class PairEncoder:
         ids = list(self._tokenizer(text)["input_ids"])
         return ids[:-1] if ids[-1:] == [self._eos] else ids
 
-    def _with_image(
-        self, pair: PreferencePair, prompt: str, plain: list[int]
-    ) -> tuple[list[int], dict[str, Tensor]]:
-        """The prompt's ids with its image token expanded, and the image's tensors."""
+    def _image(self, pair: PreferencePair) -> tuple[bytes, Image]:
+        """The image file's bytes, and what they show."""
         try:
             data = read_image(self._images, pair.image)
-            image = decode_image(data, MAX_IMAGE_PIXELS)
+            return data, decode_image(data, MAX_IMAGE_PIXELS)
         except ImageProblem as problem:
             missing = problem.reason == SetAside.MISSING_IMAGE
             reason = SetAside.MISSING_IMAGE if missing else SetAside.BROKEN_IMAGE
             raise UnusablePair(pair.row_id, reason, f"image {pair.image}: {problem}") from problem
+
+    def _with_image(
+        self, pair: PreferencePair, prompt: str, plain: list[int], image: Image
+    ) -> tuple[list[int], dict[str, Tensor]]:
+        """The prompt's ids with its image token expanded, and the image's tensors."""
         inputs = dict(self._processor(text=[prompt], images=[image], return_tensors="pt"))
         ids = inputs.pop("input_ids")[0].tolist()
         for name in [name for name in inputs if name.endswith(("attention_mask", "type_ids"))]:
@@ -186,52 +205,6 @@ class PairEncoder:
                 pair.row_id, SetAside.IMAGE_TOKENS, "the prompt does not hold exactly one image"
             )
         return ids, inputs
-
-
-def order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch visits `count` pairs: a function of its arguments alone."""
-    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Which pairs each step trains on, whatever the number of workers.
-
-    A step's batch is `batch_size` rows; the last of an epoch is filled up with None, so that every pair is seen
-    exactly once an epoch.
-    """
-
-    pairs: int
-    batch_size: int
-    epochs: int
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        return -(-self.pairs // self.batch_size)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
-
-    def batch(self, step: int) -> list[int | None]:
-        """The rows of a step, counted from 0."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        rows = order(self.pairs, self.seed, epoch)
-        batch = rows[place * self.batch_size : (place + 1) * self.batch_size]
-        return [*batch, *[None] * (self.batch_size - len(batch))]
-
-
-def micro_batches(
-    batch: Sequence[int | None], rank: int, world: int, size: int
-) -> Iterator[list[int | None]]:
-    """One worker's share of a step's batch, `size` rows at a time; all workers get equally many."""
-    share = batch[rank::world]
-    assert len(share) % size == 0, "the config checks that batch_size divides"
-    for start in range(0, len(share), size):
-        yield list(share[start : start + size])
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,6 +4,8 @@ The learning rate is set by whoever takes the steps, as a function of the step a
 """
 
 import os
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engin
 
     Args:
         module: Its trainable parameters are the ones that train.
-        config: Precision, ZeRO stage, batch sizes, clipping, weight decay.
+        config: Precision, ZeRO stage, clipping, weight decay.
         world: Number of workers.
     """
     if config.accelerator == "cpu":
@@ -55,9 +57,10 @@ def deepspeed_config(config: TrainingConfig, world: int) -> dict[str, Any]:
     """DeepSpeed's settings for a training config."""
     bf16 = config.dtype == "bfloat16"
     return {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * world),
+        # A step says itself where its accumulation ends: it may take any number of micro batches.
+        "train_batch_size": world,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": bf16},
         # Without ZeRO, DeepSpeed accumulates in the precision of the model only.
@@ -95,11 +98,22 @@ def gradient_norm(engine: Engine) -> float | None:
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def sum_over_workers(values: Tensor) -> Tensor:
-    """The sum of a tensor over all workers, on every one of them."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has had allocated on its GPU, or resident on a CPU, at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+
+
+def gather_rows(values_K: Tensor) -> Tensor:
+    """The vectors of all workers as rows, in the order of their ranks, on every one of them."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return values_K[None]
+    parts = [torch.empty_like(values_K) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values_K)
+    return torch.stack(parts)
 
 
 def gather_lists(values: list[Any]) -> list[Any]:

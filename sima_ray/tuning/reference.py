@@ -4,6 +4,7 @@ The pass that computes them sees every pair, image included, before the first st
 unusable pairs are found and set aside.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ SCHEMA = pa.schema(
         pa.field("chosen_logp", pa.float64()),
         pa.field("rejected_logp", pa.float64()),
         pa.field("tokens", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("image_digest", pa.string()),
         pa.field("set_aside", pa.string()),
         pa.field("detail", pa.string()),
     ]
@@ -41,6 +44,8 @@ class Reference:
         row_id: Of the pair.
         chosen_logp, rejected_logp: Sums over the response's tokens; None where the pair is set aside.
         tokens: Of both rows together.
+        width: Tokens of the longer row.
+        image_digest: Names the image file's bytes that were scored.
         set_aside, detail: Why it is not trained on; None where it is.
     """
 
@@ -48,6 +53,8 @@ class Reference:
     chosen_logp: float | None = None
     rejected_logp: float | None = None
     tokens: int | None = None
+    width: int | None = None
+    image_digest: str | None = None
     set_aside: str | None = None
     detail: str | None = None
 
@@ -69,7 +76,8 @@ class ReferenceFile:
         if filesystem.get_file_info(path).type == FileType.NotFound:
             return {}
         table = pq.read_table(path, filesystem=filesystem)
-        if (table.schema.metadata or {}).get(b"reference_of") != self._key:
+        fits = (table.schema.metadata or {}).get(b"reference_of") == self._key
+        if not fits or table.column_names != SCHEMA.names:
             return {}
         return {row["row_id"]: Reference(**row) for row in table.to_pylist()}
 
@@ -197,7 +205,23 @@ def _score(model: Any, forward: PairForward, batch: Sequence[EncodedPair]) -> It
         return
     scores = zip(batch, logps.chosen_B.tolist(), logps.rejected_B.tolist(), strict=True)
     for pair, chosen, rejected in scores:
-        yield Reference(pair.pair.row_id, chosen, rejected, pair.tokens)
+        yield _scored(pair, chosen, rejected)
+
+
+def _scored(pair: EncodedPair, chosen: float, rejected: float) -> Reference:
+    for side, logp in (("chosen", chosen), ("rejected", rejected)):
+        if not math.isfinite(logp):
+            detail = f"the reference's log-probability of the {side} response is {logp}"
+            return _aside(UnusablePair(pair.pair.row_id, SetAside.BAD_REFERENCE, detail))
+    width = len(pair.prompt_P) + max(len(pair.chosen_C), len(pair.rejected_R))
+    return Reference(
+        pair.pair.row_id,
+        chosen,
+        rejected,
+        tokens=pair.tokens,
+        width=width,
+        image_digest=pair.image_digest,
+    )
 
 
 def _aside(problem: UnusablePair) -> Reference:

@@ -5,7 +5,7 @@ Dimensions: B pairs of a micro batch.
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from sima_ray.config import LossSettings
 from sima_ray.errors import TrainingError
 from sima_ray.loss import DpoLoss, dpo_loss
-from sima_ray.tuning.dataset import EncodedPair
+from sima_ray.tuning.batches import MicroBatch
 from sima_ray.tuning.engine import (
     Engine,
     gather_lists,
+    gather_rows,
     gradient_norm,
+    peak_memory,
     set_learning_rate,
-    sum_over_workers,
 )
 
 NAMES = (
@@ -32,23 +33,8 @@ NAMES = (
     "rejected_reward",
     "chosen_logp",
     "rejected_logp",
+    "chosen_change",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """What one forward and backward pass takes.
-
-    Attributes:
-        pairs: B of them; fillers that make up a batch's number repeat another pair, with weight 0.
-        weights_B: float32.
-        reference_chosen_B, reference_rejected_B: Reference log-probabilities, float64.
-    """
-
-    pairs: Sequence[EncodedPair]
-    weights_B: Tensor
-    reference_chosen_B: Tensor
-    reference_rejected_B: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +48,14 @@ class StepMetrics:
         accuracy: Share of pairs whose chosen response has the higher reward.
         margin: Chosen minus rejected reward.
         chosen_reward, rejected_reward: beta × (policy − reference log-probability).
-        chosen_logp, rejected_logp: Policy log-probabilities, sums over the response. Both falling fast is the
-            classic failure.
+        chosen_logp, rejected_logp: Policy log-probabilities, sums over the response.
+        chosen_change: Policy − reference log-probability of the chosen response, a sum over its tokens, nats. Far
+            below 0 is the classic failure: the loss falls, and so does what was chosen.
         learning_rate: Of this step.
         grad_norm: Before clipping.
         tokens_per_s: Tokens of both rows of each pair, all workers together.
+        peak_memory_bytes: Of the worker that has used most, since it began: allocated on the GPU, or resident
+            where it computes on a CPU.
     """
 
     step: int
@@ -78,9 +67,11 @@ class StepMetrics:
     rejected_reward: float
     chosen_logp: float
     rejected_logp: float
+    chosen_change: float
     learning_rate: float
     grad_norm: float
     tokens_per_s: float
+    peak_memory_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """For a line of JSON."""
@@ -97,7 +88,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
 
 def train_step(
     engine: Engine,
-    micro_batches: Iterable[MicroBatch],
+    micro_batches: Sequence[MicroBatch],
     *,
     step: int,
     epoch: float,
@@ -106,6 +97,7 @@ def train_step(
     rate: float,
     total_weight: float,
     world: int,
+    seeds: Sequence[int] | None = None,
 ) -> StepMetrics:
     """Take one optimizer step.
 
@@ -114,56 +106,88 @@ def train_step(
 
     Args:
         engine: Wraps a `PairScorer`.
-        micro_batches: This worker's share, as many as the engine accumulates.
+        micro_batches: This worker's share; all workers have equally many.
         step, epoch: For the metrics.
         beta, loss: As in `dpo_loss`.
         rate: Learning rate.
         total_weight: Of the whole batch, all workers together.
         world: Number of workers.
+        seeds: Of each micro batch's dropout; None leaves the generators as they are.
 
     Raises:
-        TrainingError: A loss that is not finite, on all workers alike, before the weights are touched.
+        TrainingError: On all workers alike: a loss that is not finite, before the weights are touched; gradients
+            that are not, after which the weights in memory must not be used.
     """
     started = time.perf_counter()
-    sums = torch.zeros(len(NAMES) + 2, dtype=torch.float64)  # the metrics, tokens, broken pairs
+    sums = torch.zeros(len(NAMES), dtype=torch.float64)
+    tokens = 0
     broken: list[str] = []
     for index, micro in enumerate(micro_batches):
-        if index:
-            engine.step()  # between micro batches it only counts
-        result, chosen_B, rejected_B = _score(engine, micro, beta, loss)
+        engine.set_gradient_accumulation_boundary(index + 1 == len(micro_batches))
+        if seeds is not None:
+            torch.manual_seed(seeds[index])
+        result, columns = score(engine, micro, beta, loss)
         weights_B = micro.weights_B.to(result.losses_B)
         # DeepSpeed averages over the workers; the weights say what a pair counts.
-        share = (weights_B * result.losses_B).sum() / total_weight
-        engine.backward(share * world, scale_wrt_gas=False)
-        sums[:-2] += _weighted_sums(result, chosen_B, rejected_B, weights_B)
-        sums[-2] += sum(pair.tokens for pair in micro.pairs)
+        engine.backward(
+            (weights_B * result.losses_B).sum() / total_weight * world, scale_wrt_gas=False
+        )
+        sums += (weights_B.double() @ columns).cpu()
+        tokens += sum(p.tokens for p, w in zip(micro.pairs, micro.weights_B, strict=True) if w > 0)
         broken += _not_finite(result.losses_B, micro)
-    sums[-1] = len(broken)
-    sums = sum_over_workers(sums.to(engine.device)).cpu()
-    if sums[-1] > 0:
+        if index + 1 < len(micro_batches):
+            engine.step()  # between micro batches it only counts
+    own = [*sums.tolist(), tokens, len(broken), peak_memory(engine.device)]
+    rows = gather_rows(torch.tensor(own, dtype=torch.float64, device=engine.device)).cpu()
+    *means, tokens_done, all_broken, _ = rows.sum(0).tolist()
+    if all_broken > 0:
         raise TrainingError(_broken_message(step, gather_lists(broken)))
     set_learning_rate(engine, rate)
-    norm = gradient_norm(engine)
-    engine.step()
-    norm = engine.get_global_grad_norm() if norm is None else norm
+    norm = _updated(engine, step)
     return StepMetrics(
         step=step,
         epoch=epoch,
         learning_rate=rate,
-        grad_norm=float(norm) if norm is not None else 0.0,
-        tokens_per_s=float(sums[-2]) / (time.perf_counter() - started),
-        **dict(zip(NAMES, (sums[:-2] / total_weight).tolist(), strict=True)),
+        grad_norm=norm,
+        tokens_per_s=tokens_done / (time.perf_counter() - started),
+        peak_memory_bytes=int(rows[:, -1].max()),
+        **{name: value / total_weight for name, value in zip(NAMES, means, strict=True)},
     )
 
 
-def _score(
+def _updated(engine: Engine, step: int) -> float:
+    """Update the weights; the norm of the gradients before clipping.
+
+    Raises:
+        TrainingError: They are not finite.
+    """
+    norm = gradient_norm(engine)
+    if norm is None or math.isfinite(norm):
+        engine.step()
+        norm = engine.get_global_grad_norm() if norm is None else norm
+    value = 0.0 if norm is None else float(norm)
+    if not math.isfinite(value) or value < 0:  # DeepSpeed says −1 of what is not finite
+        raise TrainingError(
+            f"step {step}: the gradient is not finite though the loss is; no checkpoint holds this "
+            "step. Lower learning_rate, or compute in float32"
+        )
+    return value
+
+
+def score(
     engine: Engine, micro: MicroBatch, beta: float, loss: LossSettings
-) -> tuple[DpoLoss, Tensor, Tensor]:
+) -> tuple[DpoLoss, Tensor]:
+    """A micro batch's loss, and its metrics pair by pair.
+
+    Returns:
+        (loss, columns): columns are of shape (B, len(NAMES)), float64, detached, 0 for pairs of weight 0.
+    """
     chosen_B, rejected_B = engine(micro.pairs)
+    reference_chosen_B = micro.reference_chosen_B.to(chosen_B)
     result = dpo_loss(
         chosen_B,
         rejected_B,
-        micro.reference_chosen_B.to(chosen_B),
+        reference_chosen_B,
         micro.reference_rejected_B.to(rejected_B),
         beta=beta,
         settings=loss,
@@ -171,28 +195,24 @@ def _score(
         rejected_tokens_B=_lengths(rejected_B, [len(pair.rejected_R) for pair in micro.pairs]),
         weights_B=micro.weights_B,
     )
-    return result, chosen_B.detach(), rejected_B.detach()
-
-
-def _lengths(like: Tensor, values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64).to(like)
-
-
-def _weighted_sums(
-    result: DpoLoss, chosen_B: Tensor, rejected_B: Tensor, weights_B: Tensor
-) -> Tensor:
-    """Weighted sums over the pairs, in the order of NAMES."""
     columns = (
-        result.losses_B.detach(),
-        (result.margins_B > 0).to(weights_B),
+        result.losses_B,
+        (result.margins_B > 0).to(result.margins_B),
         result.margins_B,
         result.chosen_rewards_B,
         result.rejected_rewards_B,
         chosen_B,
         rejected_B,
+        chosen_B - reference_chosen_B,
     )
-    rows = torch.stack([torch.where(weights_B > 0, column, 0.0) for column in columns])
-    return (rows.double() @ weights_B.double()).cpu()
+    assert len(columns) == len(NAMES)
+    counts_B = micro.weights_B.to(result.losses_B) > 0
+    rows = torch.stack([torch.where(counts_B, column.detach(), 0.0) for column in columns], dim=1)
+    return result, rows.double()
+
+
+def _lengths(like: Tensor, values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).to(like)
 
 
 def _not_finite(losses_B: Tensor, micro: MicroBatch) -> list[str]:

@@ -10,27 +10,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sima_ray.config import TrainingConfig
 from sima_ray.errors import TrainingError
-from sima_ray.policy.checkpoint import fingerprint, load_policy
+from sima_ray.policy.checkpoint import context_length, fingerprint, load_policy
 from sima_ray.records import PreferencePair
+from sima_ray.tuning.batches import Pairs
 from sima_ray.tuning.checkpoints import load_state, save_state, write_adapter
 from sima_ray.tuning.choice import ForwardChoice, choose_forward
-from sima_ray.tuning.dataset import (
-    EncodedPair,
-    PairEncoder,
-    Schedule,
-    UnusablePair,
-    micro_batches,
-    read_pairs,
-)
+from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair, read_pairs
 from sima_ray.tuning.engine import device_of, gather_lists, start_engine
 from sima_ray.tuning.forward import PairForward, PairScorer, check_model
 from sima_ray.tuning.lora import add_lora
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
-from sima_ray.tuning.step import MicroBatch, StepMetrics, learning_rate, train_step
+from sima_ray.tuning.schedule import MicroRows, Schedule, micro_batches, share
+from sima_ray.tuning.step import StepMetrics, learning_rate, train_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +84,7 @@ class Tuner:
         pairs = read_pairs(job.pairs)
         model, processor = load_policy(job.model, config.dtype, attention_for(config))
         check_model(model)
-        self._encoder = PairEncoder(processor, job.images, config.max_tokens)
+        self._encoder = PairEncoder(processor, job.images, config.max_tokens, context_length(model))
         self.model = add_lora(model, config.lora, job.seed)
         self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
         choice = (
@@ -119,6 +112,7 @@ class Tuner:
                 f"{job.pairs}: all {len(pairs)} pairs were set aside; the first: "
                 f"{self.set_aside[0].row_id}: {self.set_aside[0].detail}"
             )
+        self._pairs = Pairs(self.pairs, self._references, self._encoder)
         self._schedule = Schedule(len(self.pairs), config.batch_size, config.epochs, job.seed)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -137,30 +131,31 @@ class Tuner:
         """
         config = self._job.config
         rows = self._schedule.batch(step)
-        weight = sum(self.pairs[row].weight for row in rows if row is not None)
+        micros = self._share(rows)
         return train_step(
             self._engine,
-            self._micro_batches(step, rows),
+            self._pairs.ready(micros),
             step=step + 1,
             epoch=round((step + 1) / self._schedule.steps_per_epoch, 4),
             beta=config.beta,
             loss=config.loss,
             rate=learning_rate(step, self.steps, config.learning_rate, config.warmup_ratio),
-            total_weight=weight or 1.0,
+            total_weight=self._pairs.weight(rows) or 1.0,
             world=self._world,
+            seeds=[self._seed(step, number) for number in range(len(micros))],
         )
 
     def save(self, folder: Path, step: int) -> None:
-        """Save this worker's share of a checkpoint; `step` is the next to take."""
-        save_state(self._engine, folder, {"step": step})
+        """Save a checkpoint, by rank 0; `step` is the next to take. Every worker must call this."""
+        save_state(self._engine, self.model, folder, {"step": step}, self._rank)
 
     def load(self, folder: Path) -> int:
-        """Take up a checkpoint and return the next step to take.
+        """Take up a checkpoint, of any number of workers and ZeRO stage, and return the next step to take.
 
         Raises:
-            TrainingError: No checkpoint there.
+            TrainingError: No checkpoint there, or one of other parameters.
         """
-        return int(load_state(self._engine, folder)["step"])
+        return int(load_state(self._engine, self.model, folder)["step"])
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder, on rank 0; every worker must call this."""
@@ -172,39 +167,20 @@ class Tuner:
             with suppress(UnusablePair):
                 yield self._encoder.encode(pair)
 
-    def _micro_batches(self, step: int, rows: list[int | None]) -> Iterator[MicroBatch]:
-        size = self._job.config.micro_batch_size
-        for number, micro in enumerate(micro_batches(rows, self._rank, self._world, size)):
-            # Dropout depends on the place in the run alone, so that a resumed run draws the same.
-            torch.manual_seed(hash((self._job.seed, step, number, self._rank)) & 0x7FFFFFFF)
-            yield self._micro_batch(micro, filler=rows[0])
+    def _share(self, rows: tuple[int, ...]) -> list[MicroRows]:
+        widths = self._pairs.widths
+        micros = micro_batches(rows, widths, size=self._job.config.micro_batch_size)
+        return share(micros, widths, self._rank, self._world)
 
-    def _micro_batch(self, rows: list[int | None], filler: int | None) -> MicroBatch:
-        assert filler is not None, "a batch begins with a pair"
-        pairs = [self.pairs[filler if row is None else row] for row in rows]
-        references = [self._references[pair.row_id] for pair in pairs]
-        try:
-            encoded = [self._encoder.encode(pair) for pair in pairs]
-        except UnusablePair as problem:  # it was usable when the reference was computed
-            raise TrainingError(f"{problem}; it has changed since the run began") from problem
-        return MicroBatch(
-            pairs=encoded,
-            weights_B=torch.tensor(
-                [0.0 if row is None else pair.weight for row, pair in zip(rows, pairs, strict=True)]
-            ),
-            reference_chosen_B=_column([r.chosen_logp for r in references]),
-            reference_rejected_B=_column([r.rejected_logp for r in references]),
-        )
+    def _seed(self, step: int, number: int) -> int:
+        """Of a micro batch's dropout: of its place in the run alone, so that a resumed run draws the same."""
+        return hash((self._job.seed, step, number, self._rank)) & 0x7FFFFFFF
 
 
 def attention_for(config: TrainingConfig) -> str:
     """The attention to compute with: on a CPU in bfloat16 the fused one's backward pass is the slower one."""
     slow = config.accelerator == "cpu" and config.dtype == "bfloat16"
     return "eager" if slow else "sdpa"
-
-
-def _column(values: list[float | None]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def _reference_key(job: TuningJob, pairs: list[PreferencePair]) -> str:

@@ -1,4 +1,4 @@
-"""Pairs as token ids: rendering, boundaries, what is set aside, and the order of training."""
+"""Pairs as token ids: rendering, boundaries, and what is set aside."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +11,7 @@ from sima_ray.policy.chat import join_response, render_prompt
 from sima_ray.policy.checkpoint import load_processor
 from sima_ray.ports import image_part, text_part
 from sima_ray.records import PreferencePair
-from sima_ray.tuning.dataset import (
-    PairEncoder,
-    Schedule,
-    SetAside,
-    UnusablePair,
-    micro_batches,
-    order,
-    read_pairs,
-)
+from sima_ray.tuning.dataset import PairEncoder, SetAside, UnusablePair, read_pairs
 
 
 @pytest.fixture(scope="module")
@@ -118,25 +110,27 @@ def test_a_file_that_holds_no_pairs_is_an_error(tmp_path: Path):
         read_pairs(str(tmp_path / "other.parquet"))
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
-    assert order(50, seed=1, epoch=0) == order(50, seed=1, epoch=0)
-    assert sorted(order(50, 1, 0)) == list(range(50))
-    assert len({tuple(order(50, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+def test_the_models_own_context_is_a_limit_too(processor, images: Path, pairs):
+    with pytest.raises(UnusablePair, match=r"over the 40 of the model's own context") as caught:
+        PairEncoder(processor, str(images), 512, context=40).encode(pairs[0])
+    assert caught.value.reason is SetAside.TOO_LONG
+    with pytest.raises(UnusablePair, match=r"over the 40 of max_tokens"):
+        PairEncoder(processor, str(images), 40, context=512).encode(pairs[0])
 
 
-def test_every_pair_is_seen_once_an_epoch():
-    schedule = Schedule(pairs=10, batch_size=4, epochs=2, seed=0)
-    assert (schedule.steps_per_epoch, schedule.steps) == (3, 6)
-    for epoch in range(2):
-        rows = [row for step in range(3) for row in schedule.batch(3 * epoch + step)]
-        assert len(rows) == 12
-        assert sorted(row for row in rows if row is not None) == list(range(10))
+def test_a_response_of_no_token_is_unusable(processor, images: Path, pairs):
+    """Text that a tokenizer drops is no response, though it is not blank."""
+
+    class Dropping(PairEncoder):
+        def _ids(self, text: str) -> list[int]:
+            return super()._ids(text.replace(" gone", ""))
+
+    with pytest.raises(UnusablePair, match="the chosen response has no token") as caught:
+        Dropping(processor, str(images), 512).encode(replace(pairs[0], chosen="gone"))
+    assert caught.value.reason is SetAside.EMPTY_RESPONSE
 
 
-@pytest.mark.parametrize(("world", "size"), [(1, 8), (1, 1), (2, 4), (4, 1), (2, 2)])
-def test_workers_share_a_batch_without_gap_or_overlap(world: int, size: int):
-    batch: list[int | None] = [*range(7), None]
-    shares = [list(micro_batches(batch, rank, world, size)) for rank in range(world)]
-    assert {len(share) for share in shares} == {8 // (world * size)}
-    rows = [row for share in shares for micro in share for row in micro]
-    assert sorted(rows, key=str) == sorted(batch, key=str)
+def test_the_digest_is_of_the_image(encoder, images: Path, pairs):
+    digests = [encoder.encode(pair).image_digest for pair in pairs[:2]]
+    assert len(set(digests)) == 2
+    assert encoder.encode(pairs[0]).image_digest == digests[0]

@@ -14,11 +14,11 @@ from sima_ray.config import LoraSettings, LossSettings
 from sima_ray.errors import TrainingError
 from sima_ray.loss import dpo_loss
 from sima_ray.policy.checkpoint import load_policy
+from sima_ray.tuning.batches import MicroBatch
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder
 from sima_ray.tuning.forward import PairScorer, concatenated
 from sima_ray.tuning.lora import add_lora, trainable
-from sima_ray.tuning.step import MicroBatch, learning_rate, train_step
-
+from sima_ray.tuning.step import learning_rate, train_step
 
 DPO = LossSettings()
 
@@ -32,7 +32,7 @@ class PlainEngine:
         self.module = module
         self.optimizer = torch.optim.SGD(trainable(module).values(), lr=0.0)
         self._accumulation = accumulation
-        self._backwards = 0
+        self._boundary = False
         self.updates = 0
 
     def __call__(self, pairs: Sequence[EncodedPair]) -> Any:
@@ -41,10 +41,14 @@ class PlainEngine:
     def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
         assert not scale_wrt_gas
         loss.backward()
-        self._backwards += 1
+        self._accumulation -= 1
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        self._boundary = is_boundary
 
     def step(self) -> None:
-        if self._backwards == self._accumulation:
+        if self._boundary:
+            assert self._accumulation == 0
             self.optimizer.step()
             self.updates += 1
 
@@ -191,3 +195,25 @@ def test_each_loss_reaches_the_step_with_its_token_counts(tiny_llava, encoded, l
     assert one.loss == pytest.approx(expected.loss.item(), abs=1e-10)
     assert four.loss == pytest.approx(one.loss, abs=1e-10)
     torch.testing.assert_close(weights_of(whole), weights_of(parts), rtol=0, atol=1e-10)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tiny_llava, encoded):
+    engine = engine_of(tiny_llava, 1)
+    start = weights_of(engine)
+    next(iter(trainable(engine.module).values())).register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(TrainingError, match="step 1: the gradient is not finite"):
+        take(engine, [micro(encoded[:2], [1.0, 1.0])], 2.0)
+    assert torch.equal(start, weights_of(engine))
+
+
+def test_a_step_reports_what_one_watches(tiny_llava, encoded):
+    engine = engine_of(tiny_llava, 1)
+    with torch.no_grad():
+        chosen_B, _ = engine(encoded[:2])
+    metrics = take(engine, [micro(encoded[:2], [1.0, 3.0])], 4.0)
+    weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    assert metrics.chosen_logp == pytest.approx(float(weights @ chosen_B.double()), abs=1e-9)
+    assert metrics.chosen_change == pytest.approx(metrics.chosen_logp + 30, abs=1e-9)
+    assert metrics.chosen_reward == pytest.approx(0.1 * metrics.chosen_change, abs=1e-9)
+    assert metrics.peak_memory_bytes > 50 * 2**20
+    assert metrics.tokens_per_s > 0

@@ -1,0 +1,169 @@
+"""Tuning without Ray, one worker and two: states that go from any ZeRO stage to any other, and stops together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from easy_pairs import easy_pairs, write_pairs
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).parents[1] / "tuning_worker.py"
+CONFIG: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "epochs": 2,
+    "batch_size": 8,
+    "micro_batch_size": 2,
+    "max_tokens": 512,
+    "dtype": "float32",
+    "lora": {"r": 4, "alpha": 8},
+    "accelerator": "cpu",
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+}
+STEPS = 4
+SAVED_AT = 2
+
+
+class Runs:
+    """The jobs of all tests, by world size, and what they left."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.images = folder / "images"
+        self.model = model
+        pairs = easy_pairs(self.images, 16)
+        self.pairs = write_pairs(pairs, folder / "pairs.parquet")
+
+    def job(self, name: str, *, load: str | None = None, **config: Any) -> dict[str, Any]:
+        """One run of four steps, or of the last two, after a state that another run has saved."""
+        dtype = config.get("dtype", "float32")
+        return {
+            "job": {
+                "model": str(self.model),
+                "pairs": self.pairs,
+                "images": str(self.images),
+                "references": str(self.folder / f"{dtype}.parquet"),
+                "config": CONFIG | config,
+                "seed": 3,
+            },
+            "load": load and str(self._state(load)),
+            "save": {str(SAVED_AT): str(self._state(name))},
+            "adapter": str(self.folder / f"{name}.adapter"),
+            "out": str(self.folder / f"{name}.json"),
+        }
+
+    def _state(self, name: str) -> Path:
+        path = self.folder / f"{name}.state"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def start(self, world: int, jobs: list[dict[str, Any]]) -> None:
+        """Run jobs on so many workers."""
+        workers: list[subprocess.Popen[str]] = []
+        for rank in range(world):
+            plan = self.folder / f"plan-{world}-{rank}.json"
+            meeting = self.folder / f"meeting-{world}-{len(jobs)}"
+            plan.write_text(
+                json.dumps({"rank": rank, "world": world, "meeting": str(meeting), "jobs": jobs})
+            )
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, str(WORKER), str(plan)],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        try:
+            for worker in workers:
+                output, _ = worker.communicate(timeout=500)
+                assert worker.returncode == 0, output[-4000:]
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+
+    def metrics(self, name: str, rank: int = 0) -> list[dict[str, Any]]:
+        return json.loads((self.folder / f"{name}.json.{rank}").read_text())
+
+    def adapter(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / f"{name}.adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("runs"), tiny_llava)
+    job = runs.job
+    runs.start(
+        1,
+        [
+            job("whole", zero_stage=2),
+            *(job(f"1-{stage}", load="whole", zero_stage=stage) for stage in (0, 1, 3)),
+            job("zero", zero_stage=0),
+            job("bf16", dtype="bfloat16", zero_stage=2),
+            job("bf16-1-0", load="bf16", dtype="bfloat16", zero_stage=0),
+        ],
+    )
+    runs.start(
+        2,
+        [
+            job("two", zero_stage=3),
+            *(job(f"2-{stage}", load="whole", zero_stage=stage) for stage in (0, 1, 3)),
+            *(
+                job(f"bf16-2-{stage}", load="bf16", dtype="bfloat16", zero_stage=stage)
+                for stage in (0, 1, 2, 3)
+            ),
+        ],
+    )
+    runs.start(1, [job("back", load="two", zero_stage=2)])
+    spoilt = {"spoil_at": 1, "spoil": str(runs.images / "0.png")}
+    runs.start(2, [job("spoilt", zero_stage=3, epochs=2) | spoilt])
+    return runs
+
+
+def same(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for a, b in zip(found, expected, strict=True):
+        for name in ("loss", "margin", "chosen_logp", "rejected_logp", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance), (a, b)
+
+
+@pytest.mark.parametrize("name", ["two", "zero"])
+def test_any_number_of_workers_and_any_stage_does_the_same(runs: Runs, name: str):
+    whole = runs.metrics("whole")
+    assert len(whole) == STEPS
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.01
+    same(runs.metrics(name), whole, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["1-0", "1-1", "1-3", "2-0", "2-1", "2-3"])
+def test_a_state_goes_to_another_stage_and_number_of_workers(runs: Runs, name: str):
+    same(runs.metrics(name), runs.metrics("whole")[SAVED_AT:], 1e-5)
+    expected = runs.adapter("whole")
+    for key, tensor in runs.adapter(name).items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2e-6)
+
+
+def test_a_state_of_two_workers_goes_to_one(runs: Runs):
+    same(runs.metrics("back"), runs.metrics("two")[SAVED_AT:], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["bf16-1-0", "bf16-2-0", "bf16-2-1", "bf16-2-2", "bf16-2-3"])
+def test_float32_weights_behind_bfloat16_ones_go_along(runs: Runs, name: str):
+    same(runs.metrics(name), runs.metrics("bf16")[SAVED_AT:], 2e-2)
+
+
+def test_all_workers_stop_where_one_finds_a_changed_image(runs: Runs):
+    found = [runs.metrics("spoilt", rank) for rank in (0, 1)]
+    assert len(found[0]) == len(found[1])
+    assert found[0][-1] == found[1][-1]
+    error = found[0][-1]["error"]
+    assert "pair r000: image 0.png" in error and "has changed since the run began" in error
+    assert 1 <= len(found[0]) - 1 < STEPS
