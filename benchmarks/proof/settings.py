@@ -59,14 +59,11 @@ class Setting:
 
 GRID = (
     Setting(prompts=800, learning_rate=2e-4, epochs=2),
-    Setting(prompts=800, learning_rate=3e-4, epochs=3),
-    Setting(prompts=1600, learning_rate=1e-4, epochs=1),
+    Setting(prompts=800, learning_rate=3e-4, epochs=2),
     Setting(prompts=1600, learning_rate=1e-4, epochs=2),
-    Setting(prompts=1600, learning_rate=1e-4, epochs=3),
     Setting(prompts=1600, learning_rate=2e-4, epochs=1),
     Setting(prompts=1600, learning_rate=2e-4, epochs=2),
-    Setting(prompts=1600, learning_rate=2e-4, epochs=3),
-    Setting(prompts=1600, learning_rate=3e-4, epochs=2),
+    Setting(prompts=1600, learning_rate=3e-4, epochs=1),
 )
 
 
