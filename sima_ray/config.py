@@ -236,6 +236,24 @@ class TrainingConfig(Section):
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=8, ge=1, description="Pairs a step, over all workers.")
     micro_batch_size: int = Field(default=1, ge=1, description="Pairs a forward pass, per worker.")
+    tokens_per_micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Padded tokens that a forward pass may have, two rows a pair: as many pairs of "
+        "like length as fit, in place of micro_batch_size.",
+    )
+    length_window: int = Field(
+        default=1,
+        ge=1,
+        description="Steps whose pairs are sorted by length together, so that a step's are alike; "
+        "their order is drawn. 1 sorts nothing.",
+    )
+    holdout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the pairs that are not trained on; they are evaluated each epoch.",
+    )
     max_tokens: int = Field(
         default=2048, ge=32, description="Longer pairs are set aside and counted."
     )
@@ -248,11 +266,22 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between checkpoints.")
     max_failures: int = Field(default=2, ge=0, description="Worker failures that a run survives.")
+    chosen_fall_warning: float = Field(
+        default=20.0,
+        gt=0,
+        description="Warn once when chosen responses have lost so many nats on average while the "
+        "loss falls.",
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.batch_size % (self.micro_batch_size * self.workers):
             raise ValueError("batch_size must be a multiple of micro_batch_size × workers")
+        budget = self.tokens_per_micro_batch
+        if budget is not None and budget < 2 * self.max_tokens:
+            raise ValueError(
+                "tokens_per_micro_batch is below 2 × max_tokens: a pair of two such rows would not fit"
+            )
         return self
 
 

@@ -46,7 +46,7 @@ def _run(job: dict[str, Any], rank: int, world: int) -> list[dict[str, Any]]:
         for step in range(start, tuner.steps):
             if rank == 0 and step == job.get("spoil_at"):
                 Path(job["spoil"]).unlink()
-            lines.append(tuner.step(step).as_dict())
+            lines.append(tuner.step(step).as_dict() | tuner.evaluate(step))
             if folder := job["save"].get(str(step + 1)):
                 tuner.save(Path(folder), step + 1)
         tuner.write_adapter(Path(job["adapter"]))

@@ -141,7 +141,13 @@ def train(run: Run, number: int) -> JsonDict:
     config = run.config
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
+        told: set[str] = set()
+
         def show(at: TrainProgress) -> None:
+            for warning in at.warnings:
+                if warning not in told:
+                    told.add(warning)
+                    run.progress.say(f"train        warning: {warning}")
             if at.stage == "reference":
                 stage.update(f"reference {at.step:,}/{at.steps:,} pairs")
                 return

@@ -3,7 +3,8 @@
 The output folder holds
 
     adapter/            the PEFT adapter
-    metrics.jsonl       one line a step
+    metrics.jsonl       one line a step; the last of an epoch has the held-out pairs' metrics too (`eval_…`)
+    tensorboard/        the same for TensorBoard, where the folder is a local one
     reference.parquet   reference log-probabilities, and the pairs set aside
     set_aside.jsonl     these pairs, with their reasons
     progress.json       where a running job is
@@ -15,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from sima_ray.runtime.training_log import (
 CHECKPOINTS = "checkpoints"
 _NOT_IDENTITY = {
     "micro_batch_size",
+    "tokens_per_micro_batch",
     "workers",
     "accelerator",
     "cpus_per_worker",
@@ -44,6 +46,7 @@ _NOT_IDENTITY = {
     "gradient_checkpointing",
     "checkpoint_every",
     "max_failures",
+    "chosen_fall_warning",
 }
 """Settings that say how a run is computed, not what it computes: they may change when it is taken up again."""
 
@@ -56,7 +59,9 @@ class TrainingResult:
         adapter: Path or URI of the PEFT folder.
         steps: Optimizer steps.
         pairs: Pairs trained on.
+        held_out: Pairs evaluated on, and not trained on.
         set_aside: Pairs left out, by reason.
+        warnings: What a person should look at.
         metrics: Of the last step.
         seconds: Wall time, of all calls together that led to the end.
     """
@@ -64,7 +69,9 @@ class TrainingResult:
     adapter: str
     steps: int
     pairs: int
+    held_out: int
     set_aside: dict[str, int]
+    warnings: list[str]
     metrics: dict[str, Any]
     seconds: float
 
@@ -119,11 +126,10 @@ def run_training(
                 seconds = round(spent + time.monotonic() - started, 2)
                 state = update_state(folder, {"seconds": seconds})
         _remove(folder.path(CHECKPOINTS))
-    state = dict[str, Any](seconds=0.0) | state  # a driver that was killed after the end left none
-    return TrainingResult(
-        adapter=folder.path("adapter"),
-        **{name: state[name] for name in ("steps", "pairs", "set_aside", "metrics", "seconds")},
-    )
+    # A driver that was killed after the end left no seconds, an older version none of the others.
+    state = dict[str, Any](seconds=0.0, held_out=0, warnings=[]) | state
+    names = [field.name for field in fields(TrainingResult) if field.name != "adapter"]
+    return TrainingResult(adapter=folder.path("adapter"), **{name: state[name] for name in names})
 
 
 def _take_up(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +231,7 @@ def _worker(arguments: dict[str, Any]) -> None:
         config=config,
         seed=settings["seed"],
     )
-    log = TrainingLog(folder, active=rank == 0)
+    log = TrainingLog(folder, active=rank == 0, nats=config.chosen_fall_warning)
     try:
         tuner = Tuner(job, rank, world, on_reference=log.reference)
         _steps(tuner, config, log)
@@ -248,9 +254,9 @@ def _steps(tuner: Any, config: TrainingConfig, log: TrainingLog) -> None:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as local:
             start = tuner.load(Path(local))
-    log.begin(start, tuner.steps)
+    log.begin(start, tuner.steps, tuner.work)
     for step in range(start, tuner.steps):
-        metrics = tuner.step(step).as_dict()
+        metrics = tuner.step(step).as_dict() | tuner.evaluate(step)
         log.step(metrics)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < tuner.steps:
             with tempfile.TemporaryDirectory() as local:

@@ -8,12 +8,13 @@ import json
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sima_ray.runtime.run import RunFolder
+from sima_ray.runtime.training_events import Events
 
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
@@ -31,7 +32,8 @@ class TrainProgress:
         stage: "reference" counts pairs, "train" counts steps.
         step, steps: Done and in all, of that stage.
         metrics: The last step's (`sima_ray.tuning.step.StepMetrics`), empty before the first.
-        seconds_left: Of the stage, as far as one can tell; None in the reference stage.
+        seconds_left: Of the stage, its evaluations included, as far as one can tell; None in the reference stage.
+        warnings: What a person should look at.
     """
 
     stage: Literal["reference", "train"]
@@ -39,6 +41,7 @@ class TrainProgress:
     steps: int
     metrics: dict[str, Any]
     seconds_left: float | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -65,11 +68,20 @@ class TrainProgress:
 class TrainingLog:
     """What rank 0 writes into the output folder while a run lasts; the other workers' write nothing."""
 
-    def __init__(self, folder: RunFolder, active: bool) -> None:
+    def __init__(self, folder: RunFolder, active: bool, nats: float) -> None:
+        """Args:
+        folder: The output folder.
+        active: Whether this worker is the one that writes.
+        nats: Fall of the chosen responses' log-probability to warn of.
+        """
         self._folder = folder
         self.active = active
+        self._events = Events(folder, active)
+        self._fall = ChosenFall(nats)
         self._lines: list[str] = []
+        self._warnings: list[str] = []
         self._total = 0
+        self._work: Callable[[int], float] = float
         self._began: tuple[float, int] | None = None
         self._written = float("-inf")
 
@@ -77,21 +89,35 @@ class TrainingLog:
         """So many pairs have their reference."""
         self._write_progress(TrainProgress("reference", done, total, {}))
 
-    def begin(self, start: int, total: int) -> None:
-        """The first step to take is `start`: forget what an interrupted run did after it."""
-        self._total = total
+    def begin(self, start: int, total: int, work: Callable[[int], float]) -> None:
+        """The first step to take is `start`: forget what an interrupted run did after it.
+
+        Args:
+            start: Steps taken before.
+            total: Steps in all.
+            work: What the steps before one cost, in any unit.
+        """
+        self._total, self._work = total, work
         self._began = (time.monotonic(), start)
         lines = _text(self._folder, METRICS).splitlines() if self.active else []
         self._lines = [line for line in lines if json.loads(line)["step"] <= start]
+        for line in self._lines:
+            self._watch(json.loads(line))
+        self._events.begin(start)
         self.flush()
 
     def step(self, metrics: dict[str, Any]) -> None:
         """A step was taken."""
         assert self._began is not None
         self._lines.append(json.dumps(metrics))
+        self._events.step(metrics)
+        self._watch(metrics)
         done, (began, start) = metrics["step"], self._began
-        left = (time.monotonic() - began) / (done - start) * (self._total - done)
-        progress = TrainProgress("train", done, self._total, metrics, round(left, 1))
+        cost = self._work(done) - self._work(start)
+        left = (time.monotonic() - began) / cost * (self._work(self._total) - self._work(done))
+        progress = TrainProgress(
+            "train", done, self._total, metrics, round(left, 1), self._warnings
+        )
         if self._write_progress(progress, always=done == self._total):
             self.flush()
 
@@ -112,11 +138,17 @@ class TrainingLog:
                 "status": "done",
                 "steps": tuner.steps,
                 "pairs": len(tuner.pairs),
+                "held_out": len(tuner.held_out),
                 "set_aside": dict(Counter(str(r.set_aside) for r in aside)),
                 "forward_note": tuner.forward_note,
+                "warnings": self._warnings,
                 "metrics": json.loads(self._lines[-1]),
             }
         )
+
+    def _watch(self, metrics: dict[str, Any]) -> None:
+        if warning := self._fall.step(metrics):
+            self._warnings = [*self._warnings, warning]
 
     def _write_state(self, state: dict[str, Any]) -> None:
         if self.active:
@@ -133,6 +165,41 @@ class TrainingLog:
         """Write the lines of all steps so far; before a checkpoint, so that no step is ever without its line."""
         if self.active:
             self._folder.write_text("".join(f"{line}\n" for line in self._lines), METRICS)
+            self._events.flush()
+
+
+class ChosenFall:
+    """Tells once that the chosen responses lose probability while the loss falls.
+
+    The loss asks for a distance alone: it falls, too, where both responses become unlikely and the rejected one
+    faster; what such a policy then writes is neither. Both ends of the run so far are averaged over a few steps.
+    """
+
+    STEPS = 5
+
+    def __init__(self, nats: float) -> None:
+        self._nats = nats
+        self._first: list[float] = []
+        self._last: deque[tuple[float, float]] = deque(maxlen=self.STEPS)
+        self._told = False
+
+    def step(self, metrics: dict[str, Any]) -> str | None:
+        """The warning, at the step that gives rise to it."""
+        if len(self._first) < self.STEPS:
+            self._first.append(metrics["loss"])
+            return None
+        self._last.append((metrics["loss"], metrics["chosen_change"]))
+        if self._told or len(self._last) < self.STEPS:
+            return None
+        loss, change = (sum(values) / self.STEPS for values in zip(*self._last, strict=True))
+        if change >= -self._nats or loss >= sum(self._first) / self.STEPS:
+            return None
+        self._told = True
+        return (
+            f"step {metrics['step']}: the loss falls, but chosen responses have lost {-change:.0f} nats of "
+            "log-probability each: the policy may forget how to write them. Set loss.sft_weight (1 is usual), "
+            "raise beta, or lower learning_rate or epochs"
+        )
 
 
 class Watch:

@@ -144,7 +144,12 @@ def share(
         parts += [costliest[:half], costliest[half:]]
     if world > 1:
         parts.sort(key=lambda micro: -padded(micro, widths))
-    rows: list[MicroRows] = [*parts]
+    return deal(parts, rank, world)
+
+
+def deal(micros: Sequence[list[int]], rank: int, world: int) -> list[MicroRows]:
+    """One worker's micro batches, as they are; fillers make up what is missing for all to get equally many."""
+    rows: list[MicroRows] = [*micros]
     rows += [[None] for _ in range(-len(rows) % world)]
     return rows[rank::world]
 

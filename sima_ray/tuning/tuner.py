@@ -5,7 +5,7 @@ Knows nothing of how workers are started: rank and world are arguments, `torch.d
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,14 @@ from sima_ray.tuning.choice import ForwardChoice, choose_forward
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair, read_pairs
 from sima_ray.tuning.engine import device_of, gather_lists, start_engine
 from sima_ray.tuning.forward import PairForward, PairScorer, check_model
+from sima_ray.tuning.heldout import evaluate
 from sima_ray.tuning.lora import add_lora
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
-from sima_ray.tuning.schedule import MicroRows, Schedule, micro_batches, share
+from sima_ray.tuning.schedule import MicroRows, Schedule, deal, hold_out, micro_batches, share
 from sima_ray.tuning.step import StepMetrics, learning_rate, train_step
+
+_FORWARDS_A_STEP = 3
+"""What forward and backward of a pair cost, in forward passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Tuner:
     Attributes:
         model: The policy with its adapters.
         pairs: What is trained on.
+        held_out: What is evaluated on, and not trained on.
         set_aside: What is not, and why.
         forward_note: Why the rows of a pair do not share their prompt, which is slower; None where they do.
     """
@@ -106,14 +111,25 @@ class Tuner:
             on_progress=on_reference,
         )
         self.set_aside: list[Reference] = set_aside(pairs, self._references)
-        self.pairs: list[PreferencePair] = usable(pairs, self._references)
-        if not self.pairs:
+        good = usable(pairs, self._references)
+        self.pairs, self.held_out = hold_out(good, config.holdout, job.seed)
+        if not good:
             raise TrainingError(
                 f"{job.pairs}: all {len(pairs)} pairs were set aside; the first: "
                 f"{self.set_aside[0].row_id}: {self.set_aside[0].detail}"
             )
+        if not self.pairs:
+            raise TrainingError(f"{job.pairs}: all {len(good)} pairs are held out: lower holdout")
         self._pairs = Pairs(self.pairs, self._references, self._encoder)
-        self._schedule = Schedule(len(self.pairs), config.batch_size, config.epochs, job.seed)
+        self._held = Pairs(self.held_out, self._references, self._encoder)
+        self._schedule = Schedule(
+            len(self.pairs),
+            config.batch_size,
+            config.epochs,
+            job.seed,
+            window=config.length_window,
+            lengths=self._pairs.widths,
+        )
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = start_engine(PairScorer(self.model, choice.forward), config, world)
@@ -122,6 +138,12 @@ class Tuner:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self._schedule.steps
+
+    def work(self, step: int) -> int:
+        """What the steps before `step` cost, evaluations included, in forward passes over a pair."""
+        epochs, steps = divmod(step, self._schedule.steps_per_epoch)
+        pairs = epochs * len(self.pairs) + steps * self._job.config.batch_size
+        return _FORWARDS_A_STEP * pairs + epochs * len(self.held_out)
 
     def step(self, step: int) -> StepMetrics:
         """Take one step, counted from 0.
@@ -144,6 +166,24 @@ class Tuner:
             world=self._world,
             seeds=[self._seed(step, number) for number in range(len(micros))],
         )
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the held-out pairs (`eval_loss`, …) after a step that ends an epoch; none after another.
+
+        Every worker must call this.
+
+        Raises:
+            TrainingError: A pair that has changed since the run began.
+        """
+        if not self.held_out or not self._schedule.ends_epoch(step):
+            return {}
+        config, widths = self._job.config, self._held.widths
+        rows = sorted(range(len(widths)), key=widths.__getitem__)
+        micros = self._micro_batches(rows, widths)
+        # Dealt as they are, and not halved for more workers: they are the same, to the digit, on any number.
+        own = deal(micros, self._rank, self._world)
+        batches = ((micro, self._held.ready([micro])[0]) for micro in own)
+        return evaluate(self._engine, batches, beta=config.beta, loss=config.loss)
 
     def save(self, folder: Path, step: int) -> None:
         """Save a checkpoint, by rank 0; `step` is the next to take. Every worker must call this."""
@@ -169,8 +209,12 @@ class Tuner:
 
     def _share(self, rows: tuple[int, ...]) -> list[MicroRows]:
         widths = self._pairs.widths
-        micros = micro_batches(rows, widths, size=self._job.config.micro_batch_size)
-        return share(micros, widths, self._rank, self._world)
+        return share(self._micro_batches(rows, widths), widths, self._rank, self._world)
+
+    def _micro_batches(self, rows: Sequence[int], widths: Sequence[int]) -> list[list[int]]:
+        config = self._job.config
+        size, budget = config.micro_batch_size, config.tokens_per_micro_batch
+        return micro_batches(rows, widths, size=size, budget=budget)
 
     def _seed(self, step: int, number: int) -> int:
         """Of a micro batch's dropout: of its place in the run alone, so that a resumed run draws the same."""

@@ -126,6 +126,21 @@ def test_a_finished_run_returns_at_once(two_workers: Finished, data: dict[str, A
         run(data, two_workers.output, other)
 
 
+def test_held_out_pairs_are_evaluated_each_epoch(
+    ray_cluster: None, data: dict[str, Any], tmp_path: Path
+):
+    config = CONFIG.model_copy(update={"holdout": 0.3, "epochs": 2, "tokens_per_micro_batch": 1024})
+    finished = run(data, tmp_path / "evaluated", config)
+    result = finished.result
+    assert result.held_out > 0 and result.pairs + result.held_out == 22
+    ends = [line for line in finished.metrics if "eval_loss" in line]
+    assert [line["epoch"] for line in ends] == [1.0, 2.0]
+    assert ends[1]["eval_loss"] < ends[0]["eval_loss"]
+    assert result.metrics["eval_loss"] == ends[1]["eval_loss"]
+    assert result.warnings == []
+    assert list((finished.output / "tensorboard").iterdir())
+
+
 def test_one_worker_without_zero_does_the_same(
     two_workers: Finished, data: dict[str, Any], tmp_path: Path
 ):
@@ -136,7 +151,7 @@ def test_one_worker_without_zero_does_the_same(
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
-def test_a_stopped_run_is_taken_up_where_it_was(
+def test_a_stopped_run_is_taken_up_where_it_was_by_other_workers(
     two_workers: Finished, data: dict[str, Any], tmp_path: Path
 ):
     output = tmp_path / "stopped"
@@ -152,10 +167,10 @@ def test_a_stopped_run_is_taken_up_where_it_was(
         ray.get(running)
     assert json.loads((output / "train.json").read_text())["status"] == "started"
 
-    finished = run(data, output, CONFIG)
+    finished = run(data, output, CONFIG.model_copy(update={"workers": 1, "zero_stage": 3}))
     assert [line["step"] for line in finished.metrics] == list(range(1, 10))
     for a, b in zip(two_workers.metrics, finished.metrics, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     for name, tensor in two_workers.adapter.items():
-        assert (tensor - finished.adapter[name]).abs().max() < 1e-6
+        assert (tensor - finished.adapter[name]).abs().max() < 1e-5
     assert not (output / "checkpoints").exists()

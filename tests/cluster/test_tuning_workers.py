@@ -25,6 +25,14 @@ CONFIG: dict[str, Any] = {
     "weight_decay": 0.1,
     "max_grad_norm": 1.0,
 }
+EVALUATED: dict[str, Any] = {
+    "holdout": 0.3,
+    "tokens_per_micro_batch": 256,
+    "max_tokens": 96,
+    "length_window": 2,
+    "batch_size": 4,
+    "micro_batch_size": 1,
+}
 STEPS = 4
 SAVED_AT = 2
 
@@ -41,13 +49,13 @@ class Runs:
 
     def job(self, name: str, *, load: str | None = None, **config: Any) -> dict[str, Any]:
         """One run of four steps, or of the last two, after a state that another run has saved."""
-        dtype = config.get("dtype", "float32")
+        references = f"{config.get('dtype', 'float32')}-{config.get('max_tokens')}.parquet"
         return {
             "job": {
                 "model": str(self.model),
                 "pairs": self.pairs,
                 "images": str(self.images),
-                "references": str(self.folder / f"{dtype}.parquet"),
+                "references": str(self.folder / references),
                 "config": CONFIG | config,
                 "seed": 3,
             },
@@ -107,6 +115,8 @@ def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
             job("whole", zero_stage=2),
             *(job(f"1-{stage}", load="whole", zero_stage=stage) for stage in (0, 1, 3)),
             job("zero", zero_stage=0),
+            job("eval-1", zero_stage=2, **EVALUATED),
+            job("eval-1-plain", zero_stage=2, **EVALUATED | {"tokens_per_micro_batch": None}),
             job("bf16", dtype="bfloat16", zero_stage=2),
             job("bf16-1-0", load="bf16", dtype="bfloat16", zero_stage=0),
         ],
@@ -115,6 +125,7 @@ def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         2,
         [
             job("two", zero_stage=3),
+            job("eval-2", zero_stage=3, **EVALUATED),
             *(job(f"2-{stage}", load="whole", zero_stage=stage) for stage in (0, 1, 3)),
             *(
                 job(f"bf16-2-{stage}", load="bf16", dtype="bfloat16", zero_stage=stage)
@@ -153,6 +164,21 @@ def test_a_state_goes_to_another_stage_and_number_of_workers(runs: Runs, name: s
 
 def test_a_state_of_two_workers_goes_to_one(runs: Runs):
     same(runs.metrics("back"), runs.metrics("two")[SAVED_AT:], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["eval-2", "eval-1-plain"])
+def test_batches_by_tokens_and_evaluation_are_the_same_on_any_number(runs: Runs, name: str):
+    found, expected = runs.metrics(name), runs.metrics("eval-1")
+    same(found, expected, 1e-5)
+    ends = [line for line in expected if "eval_loss" in line]
+    assert [line["epoch"] for line in ends] == [1.0, 2.0]
+    assert ends[0]["eval_loss"] > ends[1]["eval_loss"]
+    assert ends[1]["eval_accuracy"] == 1.0
+    for a, b in zip([line for line in found if "eval_loss" in line], ends, strict=True):
+        names = [key for key in b if key.startswith("eval_")]
+        assert {key: a[key] for key in names} == pytest.approx(
+            {key: b[key] for key in names}, rel=1e-5, abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["bf16-1-0", "bf16-2-0", "bf16-2-1", "bf16-2-2", "bf16-2-3"])
