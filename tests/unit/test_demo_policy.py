@@ -15,6 +15,7 @@ from sima_ray.demo.evaluate import (
     caption_figures,
     critic_figures,
     judge,
+    pope_accuracy,
 )
 from sima_ray.demo.language import QUESTIONS
 from sima_ray.demo.make_policy import EXAMPLES, POLICY
@@ -39,7 +40,13 @@ def test_the_card_meets_the_bar() -> None:
     card = json.loads((POLICY / "card.json").read_text())["validation"]
     assert 0.4 <= card["greedy"]["chair_s"] <= 0.7
     assert card["greedy"]["recall"] >= 0.8
-    assert card["critic_examples_first_own"]["unparseable"] < 0.02
+    assert min(card["pope"].values()) >= 0.8
+    for layout in Layout:
+        critic = card[f"critic_{layout}_own"]
+        assert min(critic["accuracy"]["all"]) >= 0.8
+        assert min(*critic["accuracy"]["equal"], *critic["accuracy"]["longer"]) >= 0.75
+        assert critic["consistent"] >= 0.8
+        assert critic["unparseable"] < 0.01
 
 
 def test_captions_describe_and_hallucinate(generator: Generator) -> None:
@@ -57,4 +64,8 @@ def test_the_critic_answers_in_its_format(generator: Generator, layout: Layout) 
     verdicts = judge(generator, prompt, QUESTIONS[0], TRUTHS, pairs, IMAGES)
     figures = critic_figures(TRUTHS, pairs, verdicts)
     assert figures["unparseable"] < 0.05
-    assert min(figures["accuracy"]["all"]) > 0.6
+    assert min(figures["accuracy"]["all"]) > 0.85
+
+
+def test_the_policy_answers_yes_and_no(generator: Generator) -> None:
+    assert pope_accuracy(generator, HELD, ["adversarial"])["adversarial"] > 0.9
