@@ -259,10 +259,19 @@ class TrainingConfig(Section):
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lora: LoraSettings = LoraSettings()
+    train_projector: bool = Field(
+        default=False,
+        description="Train the layers between vision tower and language model too, whole.",
+    )
     workers: int = Field(default=1, ge=1)
     accelerator: Literal["cpu", "gpu"] = "gpu"
     cpus_per_worker: float = Field(default=1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none",
+        description="What is kept in the CPU's memory between uses: the optimizer's state (zero_stage 1 "
+        "and up), or the parameters too (zero_stage 3).",
+    )
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between checkpoints.")
     max_failures: int = Field(default=2, ge=0, description="Worker failures that a run survives.")
@@ -274,9 +283,13 @@ class TrainingConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _fits(self) -> Self:
         if self.batch_size % (self.micro_batch_size * self.workers):
             raise ValueError("batch_size must be a multiple of micro_batch_size × workers")
+        if self.zero_stage < {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]:
+            raise ValueError(
+                f"offload: {self.offload} needs a higher zero_stage than {self.zero_stage}"
+            )
         budget = self.tokens_per_micro_batch
         if budget is not None and budget < 2 * self.max_tokens:
             raise ValueError(

@@ -43,6 +43,7 @@ _NOT_IDENTITY = {
     "accelerator",
     "cpus_per_worker",
     "zero_stage",
+    "offload",
     "gradient_checkpointing",
     "checkpoint_every",
     "max_failures",

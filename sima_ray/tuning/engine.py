@@ -65,7 +65,8 @@ def deepspeed_config(config: TrainingConfig, world: int) -> dict[str, Any]:
         "bf16": {"enabled": bf16},
         # Without ZeRO, DeepSpeed accumulates in the precision of the model only.
         "data_types": {"grad_accum_dtype": "fp32"} if bf16 and config.zero_stage else {},
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage} | _offload(config),
+        "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -79,6 +80,17 @@ def deepspeed_config(config: TrainingConfig, world: int) -> dict[str, Any]:
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
+
+
+def _offload(config: TrainingConfig) -> dict[str, Any]:
+    place = {"device": "cpu", "pin_memory": config.accelerator == "gpu"}
+    match config.offload:
+        case "none":
+            return {}
+        case "optimizer":
+            return {"offload_optimizer": place}
+        case "parameters":
+            return {"offload_optimizer": place, "offload_param": place}
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""LoRA on the language model, and on nothing else."""
+"""LoRA on the language model, and where it is wished for the projector as a whole; on nothing else."""
 
 import re
 from pathlib import Path
@@ -11,18 +11,34 @@ from torch import Tensor, nn
 from sima_ray.config import LoraSettings
 from sima_ray.errors import ModelError
 
+PROJECTORS = (
+    "multi_modal_projector",
+    "multimodal_projector",
+    "connector",
+    "merger",
+    "aligner",
+    "embed_vision",
+)
+"""What transformers' models call the layers between vision tower and language model."""
 
-def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
+
+def add_lora(
+    model: Any, settings: LoraSettings, seed: int, *, train_projector: bool = False
+) -> PeftModel:
     """Put fresh adapters on the language model's linear layers and freeze the rest.
 
     Args:
         model: A vision-language model.
         settings: Rank, scale and the layers by the end of their names.
         seed: Of the adapters' weights: all workers begin alike.
+        train_projector: Train a copy of the projector too. It is saved with the adapter (PEFT's
+            `modules_to_save`), and a merge puts it in the projector's place. With the adapters off the original
+            one computes.
 
     Raises:
-        ModelError: No layer of the language model has such a name.
+        ModelError: No layer of the language model has such a name, or the projector cannot be told.
     """
+    projector = [projector_name(model)] if train_projector else None
     pattern = language_model_pattern(model, settings.targets)
     switch_dropout_off(model)
     config = LoraConfig(
@@ -30,6 +46,7 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=pattern,
+        modules_to_save=projector,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -54,6 +71,22 @@ def language_model_pattern(model: Any, targets: list[str]) -> str:
     ):
         raise ModelError(f"no linear layer of {paths[0]} is named {', '.join(targets)}")
     return pattern
+
+
+def projector_name(model: nn.Module) -> str:
+    """The full name of the layers between vision tower and language model.
+
+    Raises:
+        ModelError: There is not exactly one module of a known name.
+    """
+    known = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in PROJECTORS]
+    if len(known) != 1:
+        found = ", ".join(known) or "none"
+        raise ModelError(
+            f"{type(model).__name__}: its projector cannot be told ({found} of {', '.join(PROJECTORS)}); "
+            "set training.train_projector to false"
+        )
+    return known[0]
 
 
 def switch_dropout_off(model: nn.Module) -> None:

@@ -90,7 +90,7 @@ class Tuner:
         model, processor = load_policy(job.model, config.dtype, attention_for(config))
         check_model(model)
         self._encoder = PairEncoder(processor, job.images, config.max_tokens, context_length(model))
-        self.model = add_lora(model, config.lora, job.seed)
+        self.model = add_lora(model, config.lora, job.seed, train_projector=config.train_projector)
         self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
         choice = (
             choose_forward(self.model, self._encoded(pairs), config.max_tokens)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from easy_pairs import easy_pairs, write_pairs
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).parents[1] / "tuning_worker.py"
+pytestmark = pytest.mark.timeout(1200)
 CONFIG: dict[str, Any] = {
     "learning_rate": 5e-3,
     "epochs": 2,
@@ -65,6 +67,12 @@ class Runs:
             "out": str(self.folder / f"{name}.json"),
         }
 
+    def spoilt(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The same on images of its own, one of which is removed before the second step."""
+        images = shutil.copytree(self.images, self.folder / "spoilt-images")
+        fields = job["job"] | {"images": str(images)}
+        return job | {"job": fields, "spoil_at": 1, "spoil": str(images / "0.png")}
+
     def _state(self, name: str) -> Path:
         path = self.folder / f"{name}.state"
         path.mkdir(exist_ok=True)
@@ -115,6 +123,7 @@ def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
             job("whole", zero_stage=2),
             *(job(f"1-{stage}", load="whole", zero_stage=stage) for stage in (0, 1, 3)),
             job("zero", zero_stage=0),
+            job("projector", zero_stage=2, train_projector=True),
             job("eval-1", zero_stage=2, **EVALUATED),
             job("eval-1-plain", zero_stage=2, **EVALUATED | {"tokens_per_micro_batch": None}),
             job("bf16", dtype="bfloat16", zero_stage=2),
@@ -126,16 +135,20 @@ def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         [
             job("two", zero_stage=3),
             job("eval-2", zero_stage=3, **EVALUATED),
+            job("projector-2", load="projector", zero_stage=3, train_projector=True),
+            *(
+                job(f"offload-{stage}", load="whole", zero_stage=stage, offload=offload)
+                for stage, offload in ((1, "optimizer"), (2, "optimizer"), (3, "parameters"))
+            ),
             *(job(f"2-{stage}", load="whole", zero_stage=stage) for stage in (0, 1, 3)),
             *(
                 job(f"bf16-2-{stage}", load="bf16", dtype="bfloat16", zero_stage=stage)
                 for stage in (0, 1, 2, 3)
             ),
+            runs.spoilt(job("spoilt", zero_stage=3)),
         ],
     )
     runs.start(1, [job("back", load="two", zero_stage=2)])
-    spoilt = {"spoil_at": 1, "spoil": str(runs.images / "0.png")}
-    runs.start(2, [job("spoilt", zero_stage=3, epochs=2) | spoilt])
     return runs
 
 
@@ -154,11 +167,23 @@ def test_any_number_of_workers_and_any_stage_does_the_same(runs: Runs, name: str
     same(runs.metrics(name), whole, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["1-0", "1-1", "1-3", "2-0", "2-1", "2-3"])
+@pytest.mark.parametrize(
+    "name",
+    ["1-0", "1-1", "1-3", "2-0", "2-1", "2-3", "offload-1", "offload-2", "offload-3"],
+)
 def test_a_state_goes_to_another_stage_and_number_of_workers(runs: Runs, name: str):
     same(runs.metrics(name), runs.metrics("whole")[SAVED_AT:], 1e-5)
     expected = runs.adapter("whole")
     for key, tensor in runs.adapter(name).items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2e-6)
+
+
+def test_a_trained_projector_goes_along(runs: Runs):
+    same(runs.metrics("projector-2"), runs.metrics("projector")[SAVED_AT:], 1e-5)
+    assert runs.metrics("projector")[-1]["loss"] != runs.metrics("whole")[-1]["loss"]
+    found, expected = runs.adapter("projector-2"), runs.adapter("projector")
+    assert sum("multi_modal_projector" in name for name in found) == 4
+    for key, tensor in found.items():
         torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2e-6)
 
 

@@ -59,6 +59,18 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("pairs.inconsistent_weight", -0.1, "pairs.inconsistent_weight: Input should be greater"),
         ("pairs.inconsistent_weight", float("nan"), "pairs.inconsistent_weight: "),
         ("training.workers", 3, "training: batch_size must be a multiple of"),
+        (
+            "training.offload",
+            "parameters",
+            "training: offload: parameters needs a higher zero_stage than 2",
+        ),
+        (
+            "training.tokens_per_micro_batch",
+            4095,
+            "training: tokens_per_micro_batch is below 2 × max_tokens",
+        ),
+        ("training.loss", {"label_smoothing": 0.5}, "training.loss.label_smoothing: "),
+        ("training.loss", {"kind": "hinge"}, "training.loss.kind: "),
         ("policy.service.min_replicas", 2, "policy.service: min_replicas is above max_replicas"),
     ],
 )

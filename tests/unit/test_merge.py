@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from easy_pairs import easy_pairs
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sima_ray.config import LoraSettings, MergeConfig
@@ -24,6 +25,18 @@ def adapter(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     model, _ = load_policy(tiny_llava, "float32")
     tuned = add_lora(model, LoraSettings(r=4, alpha=8), seed=1)
+    torch.manual_seed(1)
+    weights = {name: p.detach() + torch.randn_like(p) * 0.1 for name, p in trainable(tuned).items()}
+    save_adapter(tuned, weights, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter_and_projector(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a projector that has moved."""
+    folder = tmp_path_factory.mktemp("adapter-and-projector")
+    model, _ = load_policy(tiny_llava, "float32")
+    tuned = add_lora(model, LoraSettings(r=4, alpha=8), seed=1, train_projector=True)
     torch.manual_seed(1)
     weights = {name: p.detach() + torch.randn_like(p) * 0.1 for name, p in trainable(tuned).items()}
     save_adapter(tuned, weights, folder)
@@ -57,6 +70,23 @@ def test_a_good_merge_is_published_whole(arguments, tiny_llava: Path):
     assert [f.name for f in merged.parent.iterdir()] == ["policy"]
     AutoModelForImageTextToText.from_pretrained(merged)
     AutoProcessor.from_pretrained(merged)
+
+
+def test_a_trained_projector_takes_the_old_ones_place(
+    arguments, adapter_and_projector: Path, tiny_llava: Path
+):
+    report = merge(**arguments | {"adapter": str(adapter_and_projector)})
+    assert report.difference < CONFIG.tolerance
+    merged, _ = load_policy(arguments["destination"], "float32")
+    base, _ = load_policy(tiny_llava, "float32")
+    saved = load_file(adapter_and_projector / "adapter_model.safetensors")
+    assert weight_names(arguments["destination"]) == weight_names(tiny_llava)
+    for name, weight in base.named_parameters():
+        if "multi_modal_projector" in name:
+            now = merged.get_parameter(name)
+            [trained] = [tensor for key, tensor in saved.items() if key.endswith(name)]
+            assert (now - weight).abs().max() > 0.05
+            torch.testing.assert_close(now, trained.to(now), rtol=0, atol=1e-2)
 
 
 def test_merging_again_returns_the_same_report(arguments):
