@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 from rich.console import Console
@@ -20,6 +18,7 @@ from sima_ray.demo.world import build_world
 from sima_ray.errors import ConfigError, JobFailed
 from sima_ray.runtime import cluster, submission, tables
 from sima_ray.runtime.progress import Progress, Screen, duration
+from sima_ray.runtime.signals import terminable, uninterrupted
 
 SCENES = {"train": 800, "test": 500}
 PROMPTS_SEED = 1  # other scenes than those that the policy was made from
@@ -63,7 +62,7 @@ def _run(config: RunConfig, folder: Path, cpus: int) -> tuple[dict[str, float], 
     progress = Progress(_Screened(screen))
     seconds: dict[str, float] = {}
     progress.say(f"log          {log_file}")
-    with open(log_file, "a", encoding="utf-8") as log, _terminable():
+    with open(log_file, "a", encoding="utf-8") as log, terminable():
         with progress.stage("world") as stage:
             images = _make_world(config)
             stage.result(f"{images:,} images with prompts and COCO annotations")
@@ -77,7 +76,7 @@ def _run(config: RunConfig, folder: Path, cpus: int) -> tuple[dict[str, float], 
                 _follow(config, running, log, screen, log_file)
         finally:
             progress.say("cluster      ending")
-            with _uninterrupted():
+            with uninterrupted():
                 cluster.stop(running)
     seconds = {key: round(value, 2) for key, value in seconds.items()}
     return seconds | {"total": round(time.monotonic() - started, 2)}, peak[0]
@@ -120,34 +119,6 @@ def _show_end(folder: Path, console: Console) -> None:
         f"  {sima} up && {sima} serve {run}/run.yaml --round 1\n"
         f"  {sima} submit pipeline configs/llava-1.5-7b.yaml --address http://HEAD:8265"
     )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, so that the cluster is ended too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
-        yield
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let no signal end the block: a second Ctrl-C must not leave half a cluster behind."""
-    with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        yield
-
-
-@contextmanager
-def _handled(handler: Any, *signals: signal.Signals) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
 
 
 @contextmanager
