@@ -14,7 +14,7 @@ from easy_pairs import easy_pairs, write_pairs
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).parents[1] / "tuning_worker.py"
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(3600)  # a machine that is busy with something else is no failure
 CONFIG: dict[str, Any] = {
     "learning_rate": 5e-3,
     "epochs": 2,
@@ -99,7 +99,7 @@ class Runs:
             )
         try:
             for worker in workers:
-                output, _ = worker.communicate(timeout=500)
+                output, _ = worker.communicate(timeout=1500)
                 assert worker.returncode == 0, output[-4000:]
         finally:
             for worker in workers:
