@@ -1,7 +1,6 @@
 """What a demo policy can do: its captions, its yes/no answers, and its verdicts on its own pairs."""
 
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sima_ray.config import GenerationConfig
 from sima_ray.critic.prompt import CriticPrompt
+from sima_ray.critic.verdict import parse_verdict
 from sima_ray.demo.curriculum import Pair, draw_pair, relation
 from sima_ray.demo.language import Caption, parse_caption, write_caption
 from sima_ray.demo.oracle import caption_errors
@@ -19,8 +20,6 @@ from sima_ray.demo.world import POPE_KINDS, image_name, pope_questions
 from sima_ray.metrics.pope import pope
 from sima_ray.policy.chat import render_prompt
 from sima_ray.ports import Part, image_part, text_part
-
-_CHOICE = re.compile(r"\[\[([12])\]\]")
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,6 @@ class Generator:
             made = made[:, inputs["input_ids"].shape[1] :]
             texts += self.processor.batch_decode(made, skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-
-def choice_of(text: str) -> int | None:
-    """The last `[[1]]` or `[[2]]` of a critique."""
-    found = _CHOICE.findall(text)
-    return int(found[-1]) if found else None
 
 
 def caption_figures(said: Sequence[Caption], truths: Sequence[Caption]) -> dict[str, float]:
@@ -146,7 +139,7 @@ def judge(
             content = prompt.content(b"" if images else None, question, *texts)
             requests.append((content, images[at] if images else None))
         answers = generator.answer(requests, max_tokens)
-        verdicts.append([choice_of(answer) for answer in answers])
+        verdicts.append([parse_verdict(answer)[1] for answer in answers])
     return verdicts
 
 
@@ -162,7 +155,10 @@ def candidates(
     """What the policy says greedily, and what it says when sampled as in a run."""
     requests = [([image_part(b""), text_part(question)], image) for image in images]
     greedy = generator.answer(requests, 48)
-    sampled = generator.answer(requests, 48, temperature=0.8, top_p=0.9, seed=seed)
+    how = GenerationConfig()
+    sampled = generator.answer(
+        requests, 48, temperature=how.temperature, top_p=how.top_p, seed=seed
+    )
     return [parse_caption(text) for text in greedy], [parse_caption(text) for text in sampled]
 
 

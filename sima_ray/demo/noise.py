@@ -54,7 +54,8 @@ HABITS: dict[str, Habit] = {
     "pizza": Habit("resize", STRONG),
     "dog": Habit("resize", MILD),
 }
-"""Strong habits add, swap and omit, so that neither more nor fewer objects is the better caption."""
+"""Of each kind some are strong and some mild, such that among a policy's own pairs of different lengths
+the longer one is about as often the better one as the shorter."""
 
 BACKGROUND_HABITS: dict[str, tuple[str, float]] = {
     "gray": ("white", STRONG),

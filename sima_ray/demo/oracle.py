@@ -1,7 +1,6 @@
 """The judge who cannot err: counts errors against the exact description of the scene."""
 
 from sima_ray.demo.language import Caption, Entry, parse_caption
-from sima_ray.records import Choice
 
 
 def entry_errors(truth: Entry | None, said: Entry | None) -> int:
@@ -40,11 +39,3 @@ def caption_errors(said: Caption, truth: Caption) -> int:
 def count_errors(response: str, ground_truth: str) -> int:
     """`caption_errors` of two texts."""
     return caption_errors(parse_caption(response), parse_caption(ground_truth))
-
-
-def oracle_choice(ground_truth: str, first: str, second: str) -> Choice | None:
-    """The response with fewer errors; None for a tie."""
-    a, b = count_errors(first, ground_truth), count_errors(second, ground_truth)
-    if a == b:
-        return None
-    return 1 if a < b else 2

@@ -21,7 +21,7 @@ from sima_ray.runtime.progress import Progress, Screen, duration
 from sima_ray.runtime.signals import terminable, uninterrupted
 
 SCENES = {"train": 800, "test": 500}
-PROMPTS_SEED = 1  # other scenes than those that the policy was made from
+PROMPTS_SEED = 21  # other draws than those that the policy was made from
 _SAMPLE_EVERY_S = 2.0
 
 

@@ -20,6 +20,7 @@ from sima_ray.demo.language import (
     presence_question,
     write_caption,
 )
+from sima_ray.demo.noise import HABITS
 from sima_ray.demo.scenes import SIDE, Scene, Split, render, scenes
 
 POPE_KINDS = ("random", "popular", "adversarial")
@@ -141,15 +142,14 @@ def pope_questions(numbered: Mapping[int, Scene], kind: str, seed: str) -> list[
     Args:
         numbered: The scenes by image id; they alone are counted.
         kind: One of `POPE_KINDS`. random: any; popular: those in most images; adversarial: those
-            most often seen beside what is present.
+            that captions add to what is present, or name instead of it (`noise.HABITS`). Objects
+            of this world stand together by chance, as often one as the other: only the captions
+            know what goes with what, and "popular" is hardly more than chance.
         seed: Breaks ties and draws the random ones.
     """
     rng = random.Random(f"pope/{kind}/{seed}")
     present = {n: {entry.name for entry in s.truth.entries} for n, s in numbered.items()}
     often = Counter(name for names in present.values() for name in sorted(names))
-    together = Counter(
-        (a, b) for names in present.values() for a in sorted(names) for b in sorted(names) if a != b
-    )
     questions = []
     for number, names in present.items():
         absent = [name for name in NAMES if name not in names]
@@ -157,7 +157,7 @@ def pope_questions(numbered: Mapping[int, Scene], kind: str, seed: str) -> list[
         if kind == "popular":
             absent.sort(key=lambda name: -often[name])
         elif kind == "adversarial":
-            absent.sort(key=lambda name, here=names: -sum(together[h, name] for h in here))
+            absent.sort(key=lambda name, here=names: -sum(HABITS[h].other == name for h in here))
         for yes, no in zip(sorted(names)[:POPE_QUESTIONS], absent, strict=False):
             questions += [(number, yes, "yes"), (number, no, "no")]
     return [

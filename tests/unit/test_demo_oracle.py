@@ -9,7 +9,7 @@ from sima_ray.demo.critique import write_critique, write_reason
 from sima_ray.demo.curriculum import Pair, draw_pair, relation, right_choice
 from sima_ray.demo.language import write_caption
 from sima_ray.demo.noise import habitual, perturbed
-from sima_ray.demo.oracle import caption_errors, count_errors, oracle_choice
+from sima_ray.demo.oracle import caption_errors, count_errors
 from sima_ray.demo.scenes import scenes
 
 TRUTH = "On a blue background: at the top left a large dog, in the center a small cat."
@@ -33,14 +33,6 @@ TRUTH = "On a blue background: at the top left a large dog, in the center a smal
 )
 def test_each_kind_of_error_counts(response: str, errors: int) -> None:
     assert count_errors(response, TRUTH) == errors
-
-
-def test_choice() -> None:
-    worse = "On a blue background: at the top left a large dog."
-    also = "On a pink background: at the top left a large dog, in the center a small cat."
-    assert oracle_choice(TRUTH, TRUTH, worse) == 1
-    assert oracle_choice(TRUTH, worse, TRUTH) == 2
-    assert oracle_choice(TRUTH, worse, also) is None
 
 
 def test_a_reason_quotes_both_sides() -> None:

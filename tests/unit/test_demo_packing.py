@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from sima_ray.critic.prompt import Layout, load_examples
 from sima_ray.demo.curriculum import Curriculum
-from sima_ray.demo.make_policy import EXAMPLES
+from sima_ray.demo.maker import EXAMPLES
 from sima_ray.demo.packing import Sample, pack, shared_length
 from sima_ray.demo.scenes import render, scenes
 from sima_ray.demo.tokenizer import phrases

@@ -13,7 +13,7 @@ from sima_ray.demo.language import CATEGORIES, parse_caption, write_caption
 from sima_ray.demo.scenes import SIDE, render, scenes, split_of
 from sima_ray.demo.world import World, build_world
 
-TEXTS = "c633ad4280825c16fed00ddea6b1e85d0cf98ab15221eb7d1a06e599ada26314"
+TEXTS = "fe09ef8ed0acff579051d1cf96cd417af53de75909d0acb6c896ffd39e094657"
 PIXELS = "76d539f67c38f82096cb0ea259f57c1065235b33eecd9b25ffc517a37c13528d"
 
 
