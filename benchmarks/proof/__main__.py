@@ -2,13 +2,10 @@
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from benchmarks import proof
 from benchmarks.proof import render
@@ -22,61 +19,86 @@ from benchmarks.proof.settings import (
     Sizes,
     arms_of,
     changed,
-    grid,
     other_layout,
 )
 from sima_ray.config import RunConfig
 from sima_ray.errors import ConfigError, SimaError
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.progress import duration
+from sima_ray.runtime.signals import terminable
 
 STEPS = ("choice", "critic", "test")
+_WANTED = {None: STEPS, "choice": ("choice",), "critic": ("critic",), "test": ("choice", "test")}
+"""Steps by --only: the test needs the choice."""
+CONFIG, DOCS = Path("configs/demo.yaml"), Path("docs")
+_TRAINED = ("learning_rate", "epochs")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; the outputs are written once all three steps have run."""
+    """Run what is asked for; a command without --only writes the outputs."""
     options = _parser().parse_args(arguments)
-    # Ended as by Ctrl-C, so that the clusters are ended too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        config, arms = _config(options), _arms(options)
-        wall_s, made_with = _steps(options, config, arms)
+        with terminable():
+            config, arms = _config(options), _arms(options)
+            found, made = _steps(options, config, arms)
     except SimaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
-    found = {step: file for step in STEPS if (file := options.work / f"{step}.json").exists()}
-    if missing := [step for step in STEPS if step not in found]:
-        print(f"nothing written yet: {', '.join(missing)} still to run")
-        return 0
-    results = {step: json.loads(file.read_text(encoding="utf-8")) for step, file in found.items()}
-    sizes = [result.pop("sizes") for result in results.values()]
-    if any(other != sizes[0] for other in sizes):
-        print(f"nothing written: the steps are of different sizes: {sizes}", file=sys.stderr)
-        return 2
-    whole = _assemble(results, config, options, wall_s, made_with)
-    _write(whole, {arm.name: arm.label for arm in arms}, options.output)
+    if options.only:
+        file = options.work / f"{options.only}.json"
+        file.write_text(json.dumps(found[options.only], indent=2) + "\n", encoding="utf-8")
+        print(f"written to   {file}; tables and picture are those of all steps, without --only")
+    else:
+        _write(_assemble(found, config, options) | made, _output(options, config, arms))
     return 0
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in the options' help, where there is one, and the description's lines as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=proof.__doc__)
-    sizes = Sizes()
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
-    parser.add_argument("--work", type=Path, default=Path("runs/proof"), help="the runs' folder")
-    parser.add_argument("--output", type=Path, default=Path("docs"))
-    parser.add_argument("--only", choices=STEPS, help="one step; the test needs the choice")
-    parser.add_argument(
-        "--arms", help="of the test, separated by commas; the critic's is always in"
+    about = f"{proof.__doc__}\nTakes about 75 minutes on two cores."
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.proof", description=about, formatter_class=_Help
     )
-    parser.add_argument("--scenes", type=int, default=sizes.scenes, help="of each held-out world")
-    parser.add_argument("--prompts", type=int, default=sizes.prompts, help="at most, for training")
-    parser.add_argument("--seeds", type=int, default=sizes.seeds, help="of each arm of the test")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
+
+    def add(name: str, about: str, **settings: object) -> None:
+        parser.add_argument(f"--{name}", help=about, **settings)  # type: ignore[arg-type]
+
+    sizes = Sizes()
+    add("config", "the run that every arm departs from", type=Path, default=CONFIG)
+    add(
+        "work",
+        "the runs' folder; one that is there is gone on with",
+        type=Path,
+        default="runs/proof",
+    )
+    add(
+        "output",
+        f"the folder of proof.json, proof.md and proof.svg (default: {DOCS}; of a smaller proof, "
+        "fewer arms or another config the --work folder)",
+        type=Path,
+    )
+    add("only", "one step, its figures left in the --work folder (default: all)", choices=STEPS)
+    add("arms", f"of the test, separated by commas; {CRITIC.name} is always in (default: all)")
+    add("scenes", "of each held-out world", type=_positive, default=sizes.scenes)
+    add("prompts", "for training, at most", type=_positive, default=sizes.prompts)
+    add("seeds", "of each arm of the test", type=_positive, default=sizes.seeds)
+    add("parallel", "runs at a time, each on a cluster of its own", type=_positive, default=2)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -95,73 +117,81 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
     return [arm for name, arm in known.items() if name in (*wanted, CRITIC.name)]
 
 
+def _sizes(options: argparse.Namespace) -> Sizes:
+    return Sizes(options.scenes, options.prompts, options.seeds)
+
+
+def _output(options: argparse.Namespace, config: RunConfig, arms: Sequence[Arm]) -> Path:
+    """Where the outputs go: a proof that is not the whole one must not take the place of one that is."""
+    whole = (
+        _sizes(options) == Sizes()
+        and tuple(arms) == arms_of(config)
+        and options.config.resolve() == CONFIG.resolve()
+    )
+    return options.output or (DOCS if whole else options.work)
+
+
 def _steps(
     options: argparse.Namespace, config: RunConfig, arms: Sequence[Arm]
-) -> tuple[float, dict[str, str]]:
-    """Run the steps, keep the result of each, and return the wall seconds and what the runs were made with."""
+) -> tuple[dict[str, JsonDict], JsonDict]:
+    """Run the steps that are asked for; returns the result of each, and what they were made with.
+
+    What an earlier command finished is not run again, but every figure is made anew from the runs.
+    """
     # Only now: `--help` must not wait for ray.
     from benchmarks.proof.choice import run_choice
     from benchmarks.proof.critic import run_critic
-    from benchmarks.proof.runs import Journal, Workers
+    from benchmarks.proof.runs import Journal, Workers, revisions
     from benchmarks.proof.trial import run_test
 
-    work, sizes = options.work, Sizes(options.scenes, options.prompts, options.seeds)
+    work, sizes = options.work, _sizes(options)
     journal = Journal(work, config)
+    found: dict[str, JsonDict] = {}
     with Workers(options.parallel, work / "logs", journal.tick) as workers:
-        for step in STEPS if options.only is None else (options.only,):
+        for step in _WANTED[options.only]:
             print(f"— {step}", flush=True)
             match step:
                 case "choice":
-                    result = run_choice(work, config, sizes, workers)
-                    print(f"chosen: {result['chosen']}")
+                    found[step] = run_choice(work, config, sizes, workers)
+                    print(f"chosen: {found[step]['chosen']}")
                 case "critic":
-                    result = run_critic(work, config, sizes, workers)
+                    found[step] = run_critic(work, config, sizes, workers)
                 case _:
-                    setting = _chosen(work, sizes)
-                    result = run_test(work, config, sizes, setting, arms, workers)
-            kept = json.dumps({"sizes": asdict(sizes), **result}, indent=2)
-            (work / f"{step}.json").write_text(kept + "\n", encoding="utf-8")
-            journal.tick()
+                    setting = Setting(**found["choice"]["chosen"])
+                    found[step] = run_test(work, config, sizes, setting, arms, workers)
+        made_at = revisions(workers.folders)
+    journal.tick()
     print(f"wall time    {duration(journal.wall_s)}, earlier commands included")
-    return journal.wall_s, journal.made_with
-
-
-def _chosen(work: Path, sizes: Sizes) -> Setting:
-    file = work / "choice.json"
-    if not file.exists():
-        raise ConfigError(f"{file}: no choice yet: run without --only, or with --only choice")
-    chosen = Setting(**json.loads(file.read_text(encoding="utf-8"))["chosen"])
-    if chosen not in grid(sizes.prompts):
-        raise ConfigError(f"{file}: made with another number of prompts: run the choice again")
-    return chosen
+    return found, {
+        "made_with": journal.made_with,
+        "revisions": made_at,
+        "wall_s": round(journal.wall_s),
+    }
 
 
 def _assemble(
-    results: dict[str, JsonDict],
-    config: RunConfig,
-    options: argparse.Namespace,
-    wall_s: float,
-    made_with: dict[str, str],
+    results: dict[str, JsonDict], config: RunConfig, options: argparse.Namespace
 ) -> JsonDict:
     """The steps' results as one value, with the gate and with what they were made with."""
-    from benchmarks.proof.figures import gate
+    from benchmarks.proof.gate import gate
     from benchmarks.proof.trial import provenance
+    from sima_ray.runtime.submission import revision
 
     choice, critic, test = (results[step] for step in STEPS)
-    sizes = Sizes(options.scenes, options.prompts, options.seeds)
+    sizes, chosen = _sizes(options), choice["chosen"]
     made, settings = provenance(options.work), config.model_dump(mode="json")
     layout = config.critic.layout
     assert config.evaluation is not None
-    return {
-        "gate": gate(critic[layout], test["pope"], test),
+    whole = {
         "critic": critic[layout],
         f"critic_{other_layout(config)}": critic[other_layout(config)],
         **test,
         "choice": choice,
         "settings": {
             "layout": layout,
-            "training": settings["training"] | {k: choice["chosen"][k] for k in _TRAINED},
+            "training": settings["training"] | {key: chosen[key] for key in _TRAINED},
             "generation": settings["generation"],
+            "pairs": settings["pairs"],
             "bootstrap_samples": config.evaluation.bootstrap_samples,
             "confidence": config.evaluation.confidence,
         },
@@ -173,18 +203,14 @@ def _assemble(
             "validation": sizes.scenes,
             "test": sizes.scenes,
             "critic": sizes.critic_scenes,
-            "prompts": choice["chosen"]["prompts"],
+            "prompts": chosen["prompts"],
         },
-        "made_with": made_with,
         "versions": {"python": made["python"], **made["versions"]},
-        "revision": made["revision"],
+        "aggregated_at": revision() or "unknown",
         "command": _command(options),
         "date": datetime.now(UTC).date().isoformat(),
-        "wall_s": round(wall_s),
     }
-
-
-_TRAINED = ("learning_rate", "epochs")
+    return {"gate": gate(whole), **whole}
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -198,14 +224,15 @@ def _command(options: argparse.Namespace) -> str:
     return " ".join(["python -m benchmarks.proof", *changed])
 
 
-def _write(whole: JsonDict, labels: dict[str, Any], output: Path) -> None:
+def _write(whole: JsonDict, output: Path) -> None:
     from benchmarks.proof.picture import draw
 
     output.mkdir(parents=True, exist_ok=True)
     (output / "proof.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     (output / "proof.md").write_text(render.markdown(whole), encoding="utf-8")
-    draw(whole, {"base": "before", **labels}, output / "proof.svg")
+    draw(whole, output / "proof.svg")
     print(f"\n{render.gate_table(whole['gate'])}\n\n{render.holds(whole['gate'])}")
+    print(f"written to   {output}/proof.json, proof.md, proof.svg")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The choice of a setting, on the validation world: the test world is not looked at.
 
 The rule: the lowest errors a caption among the settings whose recall is not more than 0.01 below the base's; where
-there is none, the setting with the highest recall. One seed each.
+there is none, the setting with the highest recall; of equal ones the first. One seed each.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ from sima_ray.runtime.evaluation import error_counter
 RECALL_MAY_FALL = 0.01
 RULE = (
     "the lowest errors a caption among the settings whose recall is not more than "
-    f"{RECALL_MAY_FALL:g} below the base's; where there is none, the highest recall"
+    f"{RECALL_MAY_FALL:g} below the base's; where there is none, the highest recall; "
+    "of equal settings the first of the grid"
 )
 
 

@@ -1,10 +1,10 @@
 """The critic against a judge that cannot err, on the policy's own candidates, each order by itself."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.proof.intervals import wilson
 from benchmarks.proof.preferences import Count, Row, judged_rows
 from benchmarks.proof.runs import Task, Workers, make_world, marker
 from benchmarks.proof.settings import HELD_OUT_SEED, LAYOUTS, Sizes, changed
@@ -14,8 +14,6 @@ from sima_ray.demo.language import parse_caption
 from sima_ray.ports import JsonDict
 from sima_ray.records import ORDERS, Critique
 from sima_ray.runtime.evaluation import error_counter
-
-_Z = 1.959963984540054  # of a two-sided 95% interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,9 @@ def run_critic(work: Path, config: RunConfig, sizes: Sizes, workers: Workers) ->
             judged(row, count, count_objects)
             for row in judged_rows(task.folder / "round-1" / "preferences")
         ]
+        figured = figures(pairs, config.evaluation.confidence)
         ledger = marker(task.folder, "round-1-preferences")["ledger"]
-        found[layout] = {"layout": layout, **figures(pairs), "ledger": ledger["outcomes"]}
+        found[layout] = {"layout": layout, **figured, "ledger": ledger["outcomes"]}
     return found
 
 
@@ -94,12 +93,17 @@ def judged(row: Row, count: Count, objects: Callable[[str], int]) -> Judged:
     )
 
 
-def figures(pairs: Sequence[Judged]) -> JsonDict:
+def figures(pairs: Sequence[Judged], confidence: float) -> JsonDict:
     """Accuracy of single critiques in each order, by kind of pair; agreement of the orders; unparseable ones.
 
     Ties of the judge are left out of the accuracies, and counted. An unparseable critique is a wrong one.
-    `intervals` holds the same figures with Wilson's 95% intervals and counts.
+    `intervals` holds the same figures with Wilson's intervals and counts.
     """
+
+    def share(hits: Iterable[bool]) -> JsonDict:
+        found = list(hits)
+        return wilson(sum(found), len(found), confidence)
+
     decided = [pair for pair in pairs if pair.better is not None]
     kinds = {
         "accuracy": decided,
@@ -127,17 +131,3 @@ def figures(pairs: Sequence[Judged]) -> JsonDict:
             **{kind: len(some) for kind, some in kinds.items() if kind != "accuracy"},
         },
     }
-
-
-def share(hits: Iterable[bool]) -> JsonDict:
-    """The share of hits with Wilson's 95% interval: value, low, high, hits, of. Of nothing, 0 in [0, 1]."""
-    found = list(hits)
-    n, k = len(found), sum(found)
-    if n == 0:
-        return {"value": 0.0, "low": 0.0, "high": 1.0, "hits": 0, "of": 0}
-    p, spread = k / n, _Z * _Z / n
-    middle = (p + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(p * (1 - p) / n + spread / (4 * n)) / (1 + spread)
-    # At the ends the interval reaches exactly 0 or 1, which rounding must not cross.
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return {"value": p, "low": low, "high": high, "hits": k, "of": n}

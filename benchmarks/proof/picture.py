@@ -1,29 +1,30 @@
 """The proof in one picture: before and after, and all arms. The same JSON gives the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.proof.settings import CRITIC
+from benchmarks.proof.settings import BASE, CRITIC, LAYOUTS
 from sima_ray.ports import JsonDict
 
 _BLUE, _GRAY = "#0072B2", "#6E6E6E"
 # Okabe and Ito's colours, told apart by most colour-blind readers; the shapes differ too.
-_STYLES = (
-    (_GRAY, "o"),
-    (_BLUE, "D"),
-    ("#56B4E9", "D"),
-    ("#E69F00", "s"),
-    ("#D55E00", "v"),
-    ("#CC79A7", "^"),
-    ("#009E73", "P"),
-    ("#000000", "<"),
-    ("#8C6D1F", ">"),
-    ("#4B3F9E", "X"),
-)
+STYLES = {
+    BASE: (_GRAY, "o"),
+    CRITIC.name: (_BLUE, "D"),
+    **{f"{CRITIC.name}_{layout}": ("#56B4E9", "D") for layout in LAYOUTS},
+    "random": ("#E69F00", "s"),
+    "shorter": ("#D55E00", "v"),
+    "greedy": ("#CC79A7", "^"),
+    "oracle": ("#009E73", "P"),
+    "critic_keep": ("#000000", "<"),
+    "critic_half": ("#8C6D1F", ">"),
+    "critic_balanced": ("#4B3F9E", "X"),
+}
+"""Colour and shape of every arm; one of the two layouts is the critic's own."""
 _PANELS = {
     "chair_s": "CHAIR_s ↓\ncaptions with a\nhallucinated object",
     "recall": "recall ↑\ntrue objects\nthat are named",
@@ -31,26 +32,25 @@ _PANELS = {
 }
 
 
-def draw(proof: JsonDict, labels: Mapping[str, str], path: Path) -> None:
+def draw(proof: JsonDict, path: Path) -> None:
     """Write the picture.
 
     Args:
         proof: The whole JSON.
-        labels: How each arm is called in the picture.
         path: An SVG file.
     """
     with matplotlib.rc_context({"svg.hashsalt": "proof", "svg.fonttype": "path", "font.size": 9.5}):
         figure = Figure(figsize=(11.5, 4.4), layout="constrained", facecolor="white")
         parts: Any = figure.subfigures(1, 2, width_ratios=(1.0, 1.45))
         _before_after(parts[0], proof["arms"])
-        _arms(parts[1], proof["arms"], labels)
+        _arms(parts[1], proof["arms"])
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _before_after(part: Any, arms: JsonDict) -> None:
     part.suptitle("one round of self-critique", fontsize=11)
     for axes, (key, title) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-        pair = (arms["base"][key], arms[CRITIC.name][key])
+        pair = (arms[BASE][key], arms[CRITIC.name][key])
         axes.set_title(title, fontsize=9)
         bars = axes.bar(
             (0, 1),
@@ -76,11 +76,11 @@ def _before_after(part: Any, arms: JsonDict) -> None:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _arms(part: Any, arms: JsonDict, labels: Mapping[str, str]) -> None:
+def _arms(part: Any, arms: JsonDict) -> None:
     part.suptitle("the same candidates, other preferences", fontsize=11)
     axes = part.subplots()
-    for (name, arm), (color, shape) in zip(arms.items(), _STYLES, strict=False):
-        chair, recall = arm["chair_s"], arm["recall"]
+    for name, arm in arms.items():
+        (color, shape), chair, recall = STYLES[name], arm["chair_s"], arm["recall"]
         axes.errorbar(
             chair["value"],
             recall["value"],
@@ -99,7 +99,7 @@ def _arms(part: Any, arms: JsonDict, labels: Mapping[str, str]) -> None:
             shape,
             color=color,
             markersize=size,
-            label=labels.get(name, name),
+            label=arm["label"],
         )
     axes.set_xlabel("CHAIR_s: less is better")
     axes.set_ylabel("recall: more is better")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from benchmarks.proof.settings import Arm
 from sima_ray.config import RunConfig
 from sima_ray.data.sinks import PAIR_SCHEMA, PAIRS_FILE, write_pairs
+from sima_ray.ledger import Ledger
 from sima_ray.pairs import count_words, to_pair
 from sima_ray.records import Candidate, Outcome, Prompt
 
@@ -59,11 +60,10 @@ def judged_rows(preferences: Path) -> list[Row]:
     return sorted((row for row in rows if row["critiques"]), key=lambda row: row["row_id"])
 
 
-def ruled_pair(row: Row, chosen: int) -> Row:
-    """The pair of a row whose candidate of that number is preferred."""
+def ruled_pair(row: Row, outcome: Outcome) -> Row:
+    """The pair of a row for which a rule has that preference."""
     prompt = Prompt(row["row_id"], row["image"], row["text"], row["ground_truth"], row["source"])
     candidates = [Candidate(**candidate) for candidate in row["candidates"]]
-    outcome = (Outcome.PREFERRED_FIRST, Outcome.PREFERRED_SECOND)[chosen]
     return asdict(to_pair(prompt, candidates, outcome))
 
 
@@ -88,7 +88,7 @@ def derive(source: Path, config: RunConfig, arm: Arm, count: Count) -> Path:
         str(preferences), str(preferences.parent), config.pairs, config.seed, rows=index.num_rows
     )
     if arm.rule is not None:
-        _write_ruled(preferences, RULES[arm.rule], config.seed, count)
+        ledger = _write_ruled(preferences, RULES[arm.rule], config.seed, count)
     _write_json(preferences.parent / "ledger.json", ledger.to_json())
     prepared = {"rows": index.num_rows, "good": index.column("quarantine").null_count}
     _copy_markers(source, part, config, prepared, ledger.to_json())
@@ -110,14 +110,29 @@ def _copy_rows(source: Path, destination: Path, kept: list[str]) -> None:
             pq.write_table(rows, destination / file.name)
 
 
-def _write_ruled(preferences: Path, rule: Rule, seed: int, count: Count) -> None:
-    pairs = [
-        ruled_pair(row, chosen)
-        for row in judged_rows(preferences)
-        if (chosen := rule(row, seed, count)) is not None
-    ]
+def _write_ruled(preferences: Path, rule: Rule, seed: int, count: Count) -> Ledger:
+    """Write a rule's pairs in the place of the critic's, and count every row.
+
+    A row for which the rule has no preference is a tie, and counted under the outcome that stands for one:
+    `inconsistent`. Rows that were not judged keep their own outcome.
+    """
+    pairs: list[Row] = []
+    outcomes: list[Outcome] = []
+    reasons: list[str] = []
+    for row in sorted(pq.read_table(preferences).to_pylist(), key=lambda row: row["row_id"]):
+        if not row["critiques"]:
+            outcomes.append(Outcome(row["outcome"]))
+            reasons += [row["quarantine"]] if row["quarantine"] else []
+        elif (chosen := rule(row, seed, count)) is None:
+            outcomes.append(Outcome.INCONSISTENT)
+        else:
+            outcomes.append((Outcome.PREFERRED_FIRST, Outcome.PREFERRED_SECOND)[chosen])
+            pairs.append(ruled_pair(row, outcomes[-1]))
     table = pa.Table.from_pylist(pairs, PAIR_SCHEMA)
     pq.write_table(table, preferences.parent / PAIRS_FILE)
+    ledger = Ledger.count(outcomes, reasons)
+    ledger.check()
+    return ledger
 
 
 def _copy_markers(

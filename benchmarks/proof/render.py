@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from benchmarks.proof.settings import CRITIC, FIGURES, ORACLE, POLICIES, POPE_KINDS
+from benchmarks.proof.settings import BASE, CRITIC, FIGURES, ORACLE, POLICIES, POPE_KINDS
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.progress import duration
 
@@ -14,40 +14,63 @@ _LABELS = {
     "objects": "objects",
     "length": "words",
 }
+_MEANINGS = {
+    "CHAIR_s": "share of captions that name an object which is not in the image",
+    "CHAIR_i": "share of the named objects that are not in the image",
+    "recall": "share of the image's objects that are named",
+    "errors a caption": "objects, sizes, places, fadings and backgrounds that are wrong or missing, against the "
+    "scene itself",
+    "objects, words": "named objects and words a caption",
+    "POPE": "share of right answers to whether an object is in the image; the absent ones asked for are random, "
+    "popular in all images, or those that the policy was taught to add or to name instead (adversarial)",
+    "order 12, 21": "the critic sees the greedy candidate as Response 1 and the sampled one as Response 2; or the "
+    "reverse",
+}
 _KINDS = {
     "accuracy": "all",
     "equal_length": "equally many objects",
     "longer_better": "the better has more",
     "shorter_better": "the better has fewer",
 }
+_INTRODUCTION = """The policy of the demo answers each prompt twice, once greedily and once sampled, \
+compares the two with the ground truth before it, and is trained by DPO on its own verdicts. \
+Is it the critic's doing? The arms below are trained on the same candidates in the same way, \
+and differ in which of the two is preferred."""
 
 
 def markdown(proof: JsonDict) -> str:
     """Every table, one below the other."""
     policies = {arm.name for arm in POLICIES}
     main = [name for name in proof["arms"] if name not in policies]
+    departing = [name for name in proof["arms"] if name in policies]
     parts = [
         "# Proof",
+        _INTRODUCTION,
         _made(proof),
+        "![Before and after one round; recall against CHAIR_s of all arms](proof.svg)",
+        _legend(_MEANINGS),
         "## Gate",
+        "A line holds by its measured value, or by its interval where it says so. "
+        "Differences are the critic's arm minus the other one, here and in all tables.",
         gate_table(proof["gate"]),
         "## Arms after one round",
+        _abouts(proof, main),
         _scope(proof),
         _arms(proof, main),
-        "Each arm minus the critic, paired by image:",
+        "The critic's arm minus each other one, paired by image:",
         _differences(proof, [name for name in main if name != CRITIC.name]),
         *_share(proof),
-        "## What becomes of inconsistent verdicts, and of lengths",
-        _arms(proof, [CRITIC.name, *(n for n in proof["arms"] if n in policies)]),
-        _differences(proof, [n for n in proof["arms"] if n in policies]),
+        *_same_candidates(proof),
+        *(_policies(proof, departing) if departing else ()),
         "## Rounds",
-        f"Seed {proof['seeds']['dpo'][0]}.",
+        f"Seed {proof['seeds']['dpo'][0]} of the critic's arm; intervals over test images alone.",
         _rounds(proof),
         "## Choice of the setting",
-        f"Validation world, one seed. Rule: {proof['choice']['rule']}.",
+        f"Validation world, one seed, intervals over its images alone. Rule: {proof['choice']['rule']}.",
         _choice(proof["choice"]),
         "## Critic",
-        "Share of right single critiques, by which candidate is shown first, with 95% intervals.",
+        "Share of right single critiques on the policy's own candidates, by order and by what sets the better "
+        f"candidate apart, with {_confidence(proof)} intervals; ties of the judge are left out.",
         _critic(proof),
     ]
     return "\n\n".join(parts) + "\n"
@@ -74,28 +97,82 @@ def holds(lines: Sequence[JsonDict]) -> str:
 
 def _made(proof: JsonDict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in proof["versions"].items())
+    revisions = proof["revisions"]
+    of = f"revision{'s' * (len(revisions) > 1)} {', '.join(revisions)}"
+    if len(revisions) > 1 or any(revision.endswith("-dirty") for revision in revisions):
+        of = f"**{of}**"
     return (
         f"Made by `{proof['command']}` on {proof['date']} in {duration(proof['wall_s'])} of wall time "
-        f"({versions}; revision {proof['revision']}). {holds(proof['gate']).capitalize()}."
+        f"({versions}; runs at {of}, tables at {proof['aggregated_at']}). "
+        f"The gate {holds(proof['gate'])} lines."
     )
+
+
+def _legend(meanings: Mapping[str, str]) -> str:
+    return "\n".join(f"- **{name}**: {meaning}" for name, meaning in meanings.items())
+
+
+def _abouts(proof: JsonDict, names: Iterable[str]) -> str:
+    return _legend({name: proof["arms"][name]["about"] for name in names})
 
 
 def _scope(proof: JsonDict) -> str:
-    chosen, confidence = proof["choice"]["chosen"], proof["settings"]["confidence"]
+    chosen, seeds = proof["choice"]["chosen"], len(proof["seeds"]["dpo"])
     return (
-        f"{proof['images']} test images, {len(proof['seeds']['dpo'])} seeds pooled by image, "
-        f"{confidence:.0%} intervals; {chosen['prompts']:,} prompts, learning rate "
-        f"{chosen['learning_rate']:g}, {chosen['epochs']} epochs."
+        f"{proof['images']} test images, {seeds} DPO seeds; {chosen['prompts']:,} prompts, learning rate "
+        f"{chosen['learning_rate']:g}, {chosen['epochs']} epochs: the setting was chosen with the critic's "
+        f"pairs on the validation world, and all arms have it. {_confidence(proof)} intervals cover test images "
+        f"and DPO seeds (both drawn anew; {seeds} seeds are few); prompts and candidates were drawn once, which "
+        "they do not cover. Below each figure, the least and the most of a seed. "
+        "Numbers of pairs, by seed, differ by arm, since ties give no pair."
     )
+
+
+def _policies(proof: JsonDict, departing: Sequence[str]) -> list[str]:
+    return [
+        "## What becomes of inconsistent verdicts, and of lengths",
+        _defaults(proof),
+        _abouts(proof, departing),
+        _arms(proof, [CRITIC.name, *departing]),
+        "The critic's arm minus each other one:",
+        _differences(proof, departing),
+    ]
+
+
+def _defaults(proof: JsonDict) -> str:
+    pairs = proof["settings"]["pairs"]
+    settings = ", ".join(f"`{key}: {'none' if v is None else v}`" for key, v in pairs.items())
+    return (
+        f"The critic's arm above has the config's `pairs`: {settings}. A verdict is inconsistent where the "
+        "two orders prefer different candidates. The arms here depart from that, each in one setting:"
+    )
+
+
+def _same_candidates(proof: JsonDict) -> list[str]:
+    if "same_candidates" not in proof:
+        return []
+    same = proof["same_candidates"]
+    return [
+        f"The two layouts' arms come of two runs. Of {same['of']:,} prompts that both judged, "
+        f"{same['same']:,} had the same candidates in both: sampling repeats, up to rounding."
+    ]
+
+
+def _confidence(proof: JsonDict) -> str:
+    return f"{proof['settings']['confidence']:.0%}"
 
 
 def _arms(proof: JsonDict, names: Iterable[str]) -> str:
     rows = []
     for name in names:
         arm = proof["arms"][name]
-        pairs = " / ".join(f"{count:,}" for count in dict.fromkeys(arm["pairs"]))
-        rows.append((_bold(name), *(_number(arm[key]) for key in FIGURES), pairs))
+        figures = (f"{_number(arm[key])}{_range(arm['by_seed'][key])}" for key in FIGURES)
+        rows.append((_bold(name), *figures, " / ".join(f"{count:,}" for count in arm["pairs"])))
     return _table(("", *(_LABELS[key] for key in FIGURES), "pairs"), rows)
+
+
+def _range(seeds: Sequence[float]) -> str:
+    return f"<br>{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else ""
 
 
 def _differences(proof: JsonDict, names: Iterable[str]) -> str:
@@ -103,23 +180,24 @@ def _differences(proof: JsonDict, names: Iterable[str]) -> str:
         (name, *(_number(proof["differences"][name][key], sign="+") for key in FIGURES))
         for name in names
     ]
-    return _table(("minus critic", *(_LABELS[key] for key in FIGURES)), rows)
+    return _table(("critic minus", *(_LABELS[key] for key in FIGURES)), rows)
 
 
 def _share(proof: JsonDict) -> list[str]:
     if "share_of_oracle" not in proof:
         return []
     share = proof["share_of_oracle"]
-    return [f"Of the {ORACLE.name}'s gain in errors, the critic has {_number(share)}."]
+    return [f"Of the {ORACLE.name}'s gain in errors a caption, the critic has {_number(share)}."]
 
 
 def _rounds(proof: JsonDict) -> str:
-    base = {**proof["arms"]["base"], "round": "base", "pope": proof["pope"], "pairs": None}
+    pope = proof["pope_intervals"]
+    base = {**proof["arms"][BASE], "round": BASE, "pope": pope, "pairs": None}
     rows = [
         (
             str(entry["round"]),
             *(_number(entry[key]) for key in FIGURES),
-            *(f"{entry['pope'][kind]:.3f}" for kind in POPE_KINDS),
+            *(_number(entry["pope"][kind]) for kind in POPE_KINDS),
             "" if entry["pairs"] is None else f"{entry['pairs']:,}",
         )
         for entry in (base, *proof["rounds"])
@@ -129,7 +207,7 @@ def _rounds(proof: JsonDict) -> str:
 
 
 def _choice(choice: JsonDict) -> str:
-    rows = [("base", "", "", *(_number(choice["base"][key]) for key in FIGURES), "", "")]
+    rows = [(BASE, "", "", *(_number(choice["base"][key]) for key in FIGURES), "", "")]
     for entry in choice["settings"]:
         setting = {key: entry[key] for key in choice["chosen"]}
         rows.append(

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -19,6 +20,7 @@ from sima_ray.policy.checkpoint import fingerprint
 from sima_ray.runtime import cluster, submission
 from sima_ray.runtime.evaluation import headline
 from sima_ray.runtime.progress import MARK, duration
+from sima_ray.runtime.signals import uninterrupted
 
 CPUS = 4
 """Logical CPUs of a cluster: a run reserves one for its replica, one to train or merge, tenths for its data."""
@@ -67,6 +69,17 @@ class Task:
 def marker(run: Path, key: str) -> dict[str, Any]:
     """The result of a finished stage of a run."""
     return json.loads((run / "stages" / f"{key}.json").read_text(encoding="utf-8"))["result"]
+
+
+def seconds(run: Path, key: str) -> float:
+    """What a finished stage of a run took."""
+    return json.loads((run / "stages" / f"{key}.json").read_text(encoding="utf-8"))["seconds"]
+
+
+def revisions(runs: Iterable[Path]) -> list[str]:
+    """The revisions of the code that the runs were made at."""
+    found = {json.loads((run / "provenance.json").read_text())["revision"] for run in runs}
+    return sorted(found)
 
 
 def make_world(work: Path, split: Split, scenes: int, seed: int) -> World:
@@ -124,11 +137,15 @@ class Workers:
 
     Each run has a cluster of its own: Serve's applications are declared all at once, which two jobs of one
     cluster would have to take turns at.
+
+    Attributes:
+        folders: Of all runs so far, those among them that an earlier command finished.
     """
 
     def __init__(self, parallel: int, logs: Path, on_end: Callable[[], None]) -> None:
         self._parallel, self._logs, self._on_end = parallel, logs, on_end
         self._clusters: list[cluster.LocalCluster] = []
+        self.folders: list[Path] = []
 
     def __enter__(self) -> Self:
         return self
@@ -149,9 +166,11 @@ class Workers:
             JobFailed: A job failed; the others are ended, and go on when the command is run again.
         """
         waiting = [task for task in tasks if task.left()]
+        place = count(1)
         for task in tasks:
             if task not in waiting:
-                say(task.config.name, f"done before · {task.result()}")
+                line = f"{task.config.name:<34} done before · {task.result()}"
+                print(f"{next(place):>3}/{len(tasks)}  {line}", flush=True)
         while len(self._clusters) < min(self._parallel, len(waiting)):
             self._clusters.append(cluster.start(cpus=CPUS, gpus=0))
         free = SimpleQueue[submission.Target]()
@@ -161,21 +180,23 @@ class Workers:
             futures = [pool.submit(self._one, task, free) for task in waiting]
             try:
                 for future in as_completed(futures):
-                    future.result()
+                    print(f"{next(place):>3}/{len(tasks)}  {future.result()}", flush=True)
                     self._on_end()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._stop()  # ends the jobs, and with them the threads that follow them
                 raise
+        self.folders += [task.folder for task in tasks]
 
-    def _one(self, task: Task, free: SimpleQueue[submission.Target]) -> None:
+    def _one(self, task: Task, free: SimpleQueue[submission.Target]) -> str:
         target, started = free.get(), time.monotonic()
         try:
             for job in task.left():
                 self._job(job, task.config, target)
         finally:
             free.put(target)
-        say(task.config.name, f"{duration(time.monotonic() - started)} · {task.result()}")
+        took = duration(time.monotonic() - started)
+        return f"{task.config.name:<34} {took} · {task.result()}"
 
     def _job(self, job: str, config: RunConfig, target: submission.Target) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -195,10 +216,6 @@ class Workers:
                 raise JobFailed("; ".join((*errors, str(error), f"its log: {file}"))) from error
 
     def _stop(self) -> None:
-        while self._clusters:
-            cluster.stop(self._clusters.pop())
-
-
-def say(name: str, text: str) -> None:
-    """A line for people."""
-    print(f"{name:<34} {text}", flush=True)
+        with uninterrupted():
+            while self._clusters:
+                cluster.stop(self._clusters.pop())

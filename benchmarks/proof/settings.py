@@ -18,6 +18,9 @@ FIGURES = ("chair_s", "chair_i", "recall", "errors", "objects", "length")
 
 LAYOUTS = ("examples_first", "image_first")
 
+BASE = "base"
+"""The policy before training, beside the arms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -81,6 +84,7 @@ class Arm:
     Attributes:
         name: In runs, tables and JSON.
         label: In the picture.
+        about: What is preferred, in a line.
         rule: The name of a rule of `preferences.RULES`; None takes the critic's verdicts.
         pairs: Settings of `pairs` that differ from the config's.
         other_layout: Takes the verdicts of the layout that the config does not have.
@@ -88,22 +92,59 @@ class Arm:
 
     name: str
     label: str
+    about: str
     rule: str | None = None
     pairs: Mapping[str, Any] = field(default_factory=dict)
     other_layout: bool = False
 
 
-CRITIC = Arm("critic", "self-critic")
-CONTROLS = (
-    Arm("random", "random preferences", rule="random"),
-    Arm("shorter", "always the shorter", rule="shorter"),
-    Arm("greedy", "always the greedy one", rule="greedy"),
+CRITIC = Arm(
+    "critic",
+    "self-critic",
+    "the policy's own verdicts, where both orders prefer the same candidate",
 )
-ORACLE = Arm("oracle", "judge without errors", rule="oracle")
+CONTROLS = (
+    Arm(
+        "random", "random preferences", "either candidate, by lot anew for each seed", rule="random"
+    ),
+    Arm(
+        "shorter",
+        "always the shorter",
+        "the candidate with fewer words; equally many give no pair",
+        rule="shorter",
+    ),
+    Arm(
+        "greedy",
+        "always the greedy one",
+        "the greedy candidate, not the sampled one",
+        rule="greedy",
+    ),
+)
+ORACLE = Arm(
+    "oracle",
+    "judge without errors",
+    "the candidate with fewer errors against the scene itself; equally many give no pair",
+    rule="oracle",
+)
 POLICIES = (
-    Arm("critic_keep", "inconsistent kept", pairs={"inconsistent_weight": 1.0}),
-    Arm("critic_half", "inconsistent at half weight", pairs={"inconsistent_weight": 0.5}),
-    Arm("critic_balanced", "lengths balanced", pairs={"length_policy": "balance"}),
+    Arm(
+        "critic_keep",
+        "inconsistent kept",
+        "where the orders disagree, one of the two contradicting verdicts, by lot anew for each seed",
+        pairs={"inconsistent_weight": 1.0},
+    ),
+    Arm(
+        "critic_half",
+        "inconsistent at half weight",
+        "the same, these pairs at half the weight",
+        pairs={"inconsistent_weight": 0.5},
+    ),
+    Arm(
+        "critic_balanced",
+        "lengths balanced",
+        "as many pairs whose preferred side is the shorter as the longer; the surplus left out by lot",
+        pairs={"length_policy": "balance"},
+    ),
 )
 """Arms that differ from the critic's in what becomes of its verdicts."""
 
@@ -116,8 +157,9 @@ def other_layout(config: RunConfig) -> str:
 def arms_of(config: RunConfig) -> tuple[Arm, ...]:
     """All arms of the test, the critic's first."""
     layout = other_layout(config)
-    label = f"self-critic, {layout.replace('_', ' ')}"
-    other = Arm(f"{CRITIC.name}_{layout}", label, other_layout=True)
+    words = layout.replace("_", " ")
+    about = f"as critic, from a prompt of the other layout ({words})"
+    other = Arm(f"{CRITIC.name}_{layout}", f"self-critic, {words}", about, other_layout=True)
     return (CRITIC, other, *CONTROLS, ORACLE, *POLICIES)
 
 

@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.proof.choice import on_worlds
-from benchmarks.proof.figures import Bootstrap, aligned, pooled, share_of_oracle
+from benchmarks.proof.figures import aligned, compared
+from benchmarks.proof.intervals import wilson
 from benchmarks.proof.preferences import derive, judged_rows, pairs_of
-from benchmarks.proof.runs import Task, Workers, make_world, marker
+from benchmarks.proof.runs import Task, Workers, make_world, marker, seconds
 from benchmarks.proof.settings import (
+    BASE,
     CRITIC,
     FIGURES,
     HELD_OUT_SEED,
-    ORACLE,
     POPE_KINDS,
     ROUNDS,
     TEST_SEED,
@@ -22,7 +23,7 @@ from benchmarks.proof.settings import (
     changed,
     other_layout,
 )
-from sima_ray.config import RunConfig
+from sima_ray.config import EvaluationConfig, RunConfig
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.evaluation import captions_from_jsonl, error_counter
 
@@ -52,7 +53,10 @@ def run_test(
     workers.run([task for some in tasks.values() for task in some])
     runs = {name: [task.folder for task in some] for name, some in tasks.items()}
     assert config.evaluation is not None
-    found = _figures(source.folder, runs, Bootstrap.of(config.evaluation))
+    found = _figures(source.folder, runs, config.evaluation)
+    found["arms"][BASE] |= {"label": "before", "about": "the policy before training"}
+    for arm in arms:
+        found["arms"][arm.name] |= {"label": arm.label, "about": arm.about}
     if with_other:
         found["same_candidates"] = _same_candidates(source.folder, other.folder)
     return found
@@ -112,52 +116,60 @@ def _same_candidates(source: Path, other: Path) -> JsonDict:
     return {"same": sum(texts[0][k] == texts[1][k] for k in both), "of": len(both)}
 
 
-def _figures(source: Path, runs: Runs, bootstrap: Bootstrap) -> JsonDict:
-    files = {"base": [source / "round-0"]}
+def _figures(source: Path, runs: Runs, settings: EvaluationConfig) -> JsonDict:
+    files = {BASE: [source / "round-0"]}
     files |= {name: [run / "round-1" for run in some] for name, some in runs.items()}
-    by_seed = aligned(
-        {
-            name: [captions_from_jsonl((run / "captions.jsonl").read_text()) for run in some]
-            for name, some in files.items()
-        }
+    found = compared(
+        aligned(
+            {
+                name: [captions_from_jsonl((run / "captions.jsonl").read_text()) for run in some]
+                for name, some in files.items()
+            }
+        ),
+        settings,
     )
-    arms = {name: pooled(seeds) for name, seeds in by_seed.items()}
-    found: JsonDict = {"arms": {}, "differences": {}}
-    for name, arm in arms.items():
-        found["arms"][name] = {
-            **bootstrap.figures(arm),
-            "by_seed": {key: [seed[key].value for seed in by_seed[name]] for key in FIGURES},
-            "pairs": [pairs_of(run) for run in runs.get(name, ())],
-        }
-        if name != CRITIC.name:
-            found["differences"][name] = bootstrap.difference(arms[CRITIC.name], arm)
-    found["change"] = bootstrap.difference(arms["base"], arms[CRITIC.name])
-    if ORACLE.name in arms:
-        share = share_of_oracle(arms["base"], arms[CRITIC.name], arms[ORACLE.name])
-        found["share_of_oracle"] = bootstrap.interval(share).to_json()
-    found["images"] = arms["base"]["errors"].rows
-    return found | _rounds(source, runs[CRITIC.name][0])
+    for name, arm in found["arms"].items():
+        arm["pairs"] = [pairs_of(run) for run in runs.get(name, ())]
+    critic, confidence = runs[CRITIC.name][0], settings.confidence
+    pope = _pope(source, 0, confidence)
+    return {
+        **found,
+        "rounds": _rounds(critic, confidence),
+        "pope": {kind: pope[kind]["value"] for kind in POPE_KINDS},
+        "pope_intervals": pope,
+        "round_seconds": _round_seconds(source, critic),
+    }
 
 
-def _rounds(source: Path, critic: Path) -> JsonDict:
-    """The critic's first seed round by round, and POPE before and after the first."""
-    rounds = [
+def _rounds(critic: Path, confidence: float) -> list[JsonDict]:
+    """The critic's first seed round by round; its intervals are those of its own evaluations."""
+    return [
         {
             "round": number,
             **{name: result[name] for name in FIGURES},
-            "pope": _pope(result["pope"]),
+            "pope": _pope(critic, number, confidence),
             "pairs": marker(critic, f"round-{number}-preferences")["ledger"]["pairs"],
         }
         for number in range(1, ROUNDS + 1)
         for result in [marker(critic, f"round-{number}-evaluate")]
     ]
-    before = _pope(marker(source, "round-0-evaluate")["pope"])
-    return {"rounds": rounds, "pope": before, "pope_after": rounds[0]["pope"]}
 
 
-def _pope(figures: JsonDict) -> dict[str, float]:
-    """Accuracy by kind, from figures by the names of POPE's files."""
-    return {kind: figures[f"pope_{kind}"]["accuracy"] for kind in POPE_KINDS}
+def _pope(run: Path, number: int, confidence: float) -> JsonDict:
+    """Accuracy by kind with Wilson's interval, after that many rounds."""
+    found = marker(run, f"round-{number}-evaluate")["pope"]
+    return {
+        kind: wilson(round(part["accuracy"] * part["questions"]), part["questions"], confidence)
+        for kind in POPE_KINDS
+        for part in [found[f"pope_{kind}"]]
+    }
+
+
+def _round_seconds(source: Path, critic: Path) -> dict[str, float]:
+    """Seconds of the stages that a run of one round consists of."""
+    stages = {"round-0-evaluate": source, "round-1-preferences": source}
+    stages |= dict.fromkeys(("round-1-train", "round-1-merge", "round-1-evaluate"), critic)
+    return {key: seconds(run, key) for key, run in stages.items()}
 
 
 def provenance(work: Path) -> JsonDict:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.proof.critic import Judged, count_objects, figures, judged, share
+from benchmarks.proof.critic import Judged, count_objects, figures, judged
+from benchmarks.proof.intervals import wilson
 from sima_ray.demo.oracle import count_errors
 
 TRUTH = "On a blue background: at the top left a small dog, in the center a large cat."
@@ -57,7 +58,8 @@ def test_each_order_is_counted_by_itself() -> None:
             Judged((0, 1), equal, (1, 0)),  # right in the second alone
             Judged((0, 1), longer, (0, None)),  # an unparseable critique is a wrong one
             Judged((1, 1), equal, (1, 1)),  # a tie of the judge: no right choice, but consistent
-        ]
+        ],
+        confidence=0.95,
     )
     assert found["accuracy"] == [2 / 3, 2 / 3]
     assert found["equal_length"] == [1 / 2, 1.0]
@@ -79,9 +81,11 @@ def test_each_order_is_counted_by_itself() -> None:
 def test_wilsons_interval() -> None:
     # By hand: p = 0.8, n = 100, z² = 3.8415; middle (0.8 + 0.019207) / 1.038415 = 0.788902,
     # half 1.959964 · sqrt(0.0016 + 0.000096036) / 1.038415 = 0.077731.
-    found = share([True] * 80 + [False] * 20)
+    found = wilson(80, 100, 0.95)
     assert found["value"] == 0.8
     assert found["low"] == pytest.approx(0.711171, abs=2e-5)
     assert found["high"] == pytest.approx(0.866633, abs=2e-5)
-    assert share([True] * 5)["high"] == 1.0
-    assert share([False] * 5)["low"] == 0.0
+    assert wilson(80, 100, 0.9)["low"] > found["low"]
+    assert wilson(5, 5, 0.95)["high"] == 1.0
+    assert wilson(0, 5, 0.95)["low"] == 0.0
+    assert wilson(0, 0, 0.95) == {"value": 0.0, "low": 0.0, "high": 1.0, "hits": 0, "of": 0}

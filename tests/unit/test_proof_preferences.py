@@ -12,6 +12,7 @@ from benchmarks.proof.preferences import RULES, derive, pairs_of
 from benchmarks.proof.settings import CRITIC, Arm, changed
 from sima_ray.config import RunConfig
 from sima_ray.data.sinks import read_pairs
+from sima_ray.ledger import Ledger
 from sima_ray.records import ROW_SCHEMA, Outcome
 
 COUNT = {"none": 0, "one": 1, "two of them": 2}
@@ -157,7 +158,7 @@ def test_fewer_prompts_are_the_first_of_the_index(source: Path, config: RunConfi
 
 
 def test_a_rule_chooses_among_the_judged_rows(source: Path, config: RunConfig) -> None:
-    folder = derive(source, config, Arm("oracle", "", rule="oracle"), errors)
+    folder = derive(source, config, Arm("oracle", "", "", rule="oracle"), errors)
     pairs = list(read_pairs(str(folder / "round-1" / "pairs.parquet")))
     assert [(pair.row_id, pair.chosen, pair.weight) for pair in pairs] == [
         ("001", "none", 1.0),
@@ -166,6 +167,19 @@ def test_a_rule_chooses_among_the_judged_rows(source: Path, config: RunConfig) -
         ("005", "one", 1.0),
         ("006", "none", 1.0),
     ]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rules_ledger_counts_its_own_pairs_and_ties(
+    source: Path, config: RunConfig, rule: str
+) -> None:
+    folder = derive(source, config, Arm(rule, "", "", rule=rule), errors)
+    ledger = marker(folder, "round-1-preferences")["ledger"]
+    assert ledger == json.loads((folder / "round-1" / "ledger.json").read_text())
+    assert ledger["pairs"] == pairs_of(folder)
+    assert ledger["rows"] == ROWS == ledger["pairs"] + ledger["inconsistent"] + ledger["identical"]
+    assert ledger["identical"] == 1  # was not judged, and stays so
+    Ledger.from_json(ledger).check()
 
 
 def test_what_becomes_of_verdicts_is_the_configs(source: Path, config: RunConfig) -> None:

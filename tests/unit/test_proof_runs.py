@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.proof.runs import Journal, Task, make_world
+from benchmarks.proof.runs import Journal, Task, Workers, make_world, revisions
 from benchmarks.proof.settings import changed
 from sima_ray.config import RunConfig
 from sima_ray.errors import ConfigError
@@ -35,6 +35,27 @@ def test_jobs_that_left_their_marker_are_not_run_again(tmp_path: Path) -> None:
     (task.folder / "stages" / "round-1-preferences.json").write_text(json.dumps(marker))
     assert task.left() == []
     assert task.result() == "1,200 prompts → 300 pairs"
+
+
+def finished(folder: Path, config: RunConfig, revision: str) -> Task:
+    """A whole run, as far as tasks look."""
+    task = Task(changed(config, name=f"r-{revision}", runs=str(folder)), ("pipeline",))
+    (task.folder / "stages").mkdir(parents=True)
+    (task.folder / "run.yaml").write_text(task.config.dump())
+    (task.folder / "summary.json").write_text("{}")
+    (task.folder / "provenance.json").write_text(json.dumps({"revision": revision}))
+    figures = {"captions": 2, "chair_s": {"value": 0.5}, "recall": {"value": 0.9}}
+    marker = json.dumps({"result": figures})
+    (task.folder / "stages" / "round-1-evaluate.json").write_text(marker)
+    return task
+
+
+def test_finished_runs_need_no_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [finished(tmp_path, DEMO, revision) for revision in ("abc", "abc-dirty")]
+    with Workers(2, tmp_path / "logs", lambda: None) as workers:
+        workers.run(tasks)
+    assert "  2/2  r-abc-dirty" in capsys.readouterr().out
+    assert revisions(workers.folders) == ["abc", "abc-dirty"]
 
 
 def test_a_run_with_other_settings_is_not_taken_for_it(tmp_path: Path) -> None:
