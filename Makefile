@@ -38,7 +38,7 @@ format: setup  ## ruff's fixes and formatting
 bench: setup  ## the side-by-side benchmarks
 	@$(BIN)/python -m benchmarks
 
-proof: setup  ## does self-critique work? the figures of docs/proof.md anew (hours)
+proof: setup  ## does self-critique work? the figures of docs/proof.md anew (about 75 minutes on two cores)
 	@$(BIN)/python -m benchmarks.proof
 
 lock:  ## resolve requirements/*.txt anew (needs uv)
