@@ -22,7 +22,7 @@ _MEANINGS = {
     "scene itself",
     "objects, words": "named objects and words a caption",
     "POPE": "share of right answers to whether an object is in the image; the absent ones asked for are random, "
-    "popular in all images, or those that the policy was taught to add or to name instead (adversarial)",
+    "popular in all images, or chosen by what is present (adversarial)",
     "order 12, 21": "the critic sees the greedy candidate as Response 1 and the sampled one as Response 2; or the "
     "reverse",
 }
