@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+BENCH_STAMP := $(VENV)/.bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo policy test lint format bench proof lock clean
+.PHONY: help setup demo policy test lint format bench bench-setup proof lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the exact versions of requirements/cpu.txt
 
@@ -19,7 +20,7 @@ $(STAMP): requirements/cpu.txt requirements/setup.sh requirements/fix_torchvisio
 demo: setup  ## run the whole loop on this machine: answer, judge, tune, compare
 	@$(BIN)/sima demo
 
-policy: setup  ## make the demo's policy anew from its seed (about 45 minutes on two idle cores)
+policy: setup  ## make the demo's policy anew from its seed (about 50 minutes on two idle cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sima_ray.demo.make_policy
 
 test: setup  ## run every test: unit, cluster, engine (GPU ones where there is a GPU)
@@ -35,8 +36,14 @@ format: setup  ## ruff's fixes and formatting
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup  ## the side-by-side benchmarks
+bench: bench-setup  ## the side-by-side benchmarks: policy service, tuning against TRL and the released loop
 	@$(BIN)/python -m benchmarks
+
+bench-setup: setup $(BENCH_STAMP)  ## install what the benchmarks compare with (requirements/bench.txt)
+
+$(BENCH_STAMP): requirements/bench.txt $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
+	@touch $@
 
 proof: setup  ## does self-critique work? the figures of docs/proof.md anew (about 75 minutes on two cores)
 	@$(BIN)/python -m benchmarks.proof
