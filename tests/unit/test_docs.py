@@ -1,5 +1,6 @@
 """The README and the other pages speak of commands, files and settings that exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -86,3 +87,25 @@ def test_modules_that_are_run_exist() -> None:
 def test_configs_parse(file: Path) -> None:
     config = RunConfig.load(file)
     assert RunConfig.parse(config.model_dump()) == config
+
+
+def test_the_readme_shows_the_committed_proof() -> None:
+    proof = json.loads((ROOT / "docs" / "proof.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    labels = {
+        "base": "base",
+        "critic": "**self-critic**",
+        "random": "random preferences",
+        "shorter": "always the shorter",
+        "greedy": "always the greedy one",
+        "oracle": "a judge that cannot err",
+    }
+    for name, label in labels.items():
+        arm = proof["arms"][name]
+        chair_s, recall, errors = (
+            f"{arm[key]['value']:.3f}" for key in ("chair_s", "recall", "errors")
+        )
+        objects = f"{arm['objects']['value']:.2f}"
+        assert f"| {label} | {chair_s} | {recall} | {objects} | {errors} |" in text
+    held = sum(line["holds"] for line in proof["gate"])
+    assert f"{held} of {len(proof['gate'])} lines of the gate hold" in " ".join(text.split())
