@@ -147,7 +147,7 @@ class Judge:
         }
         return CritiqueReport(
             winner=winners.get(outcome),
-            consistent=outcome.is_pair or outcome is Outcome.IDENTICAL,
+            consistent=outcome.is_preference or outcome is Outcome.IDENTICAL,
             outcome=outcome.value,
             orders=[
                 OrderReport(order=c.order, reason=c.reason, raw=c.raw, choice=c.choice)

@@ -111,7 +111,7 @@ def decide_row(row: JsonDict) -> JsonDict:
     candidates = [Candidate(**candidate) for candidate in row["candidates"]]
     critiques = [Critique(**critique) for critique in row["critiques"]]
     outcome = decide([candidate.text for candidate in candidates], critiques)
-    if not outcome.is_pair:
+    if not outcome.is_preference:
         return {"outcome": outcome.value}
     prompt = Prompt(row["row_id"], row["image"], row["text"], row["ground_truth"], row["source"])
     pair = to_pair(prompt, candidates, outcome)

@@ -9,12 +9,13 @@ from typing import Any
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, so that clusters are ended too."""
+    """Let Ctrl-C, SIGTERM and a closed terminal end the block alike, so that clusters are ended too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+    # Ctrl-C too: a library may have put a handler of its own in Python's place.
+    with _handled(interrupt, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield
 
 
