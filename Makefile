@@ -23,7 +23,7 @@ demo: setup  ## run the whole loop on this machine: answer, judge, tune, compare
 policy: setup  ## make the demo's policy anew from its seed (about 50 minutes on two idle cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sima_ray.demo.make_policy
 
-test: setup  ## run every test: unit, cluster, engine (GPU ones where there is a GPU)
+test: bench-setup  ## run every test: unit, cluster, engine (GPU ones where there is a GPU)
 	@$(BIN)/python -m pytest
 
 lint: setup  ## ruff, pyright, hadolint

@@ -122,20 +122,25 @@ def run_flops(shapes: Shapes, pair: Lengths, epochs: int, *, shared: bool) -> fl
     By hand, with N parameters in the linear layers, layers × width = A and a head of H parameters: a forward pass
     over T tokens, of which S pairs see each other, and C + R predicted ones costs 2NT + 4AS + 2H(C + R). Backward
     through frozen weights costs 2NT + 8AS + 2H(C + R). Plain rows do a forward, a backward and a reference forward
-    an epoch; shared rows one reference forward in all.
+    an epoch; shared rows one reference forward in all, and in the last layer nothing but keys and values for the
+    tokens of the prompt, its last one left aside.
 
     The vision tower and the adapters are left aside: at 7B about 4% and 2 × 5% of the decoder's.
     """
     p, c, r = pair.prompt, pair.chosen, pair.rejected
+    width, layers = shapes.text_width, shapes.text_layers
+    skipped_linear = skipped_sees = 0.0
     if shared:
         tokens = p + (c - 1) + (r - 1)
         sees = p * p / 2 + sum(p * n + n * n / 2 for n in (c - 1, r - 1))
+        skipped_linear = 2 * (2 * width**2 + 3 * width * shapes.text_inner) * (p - 1)
+        skipped_sees = (p - 1) ** 2 / 2
     else:
         tokens = 2 * p + c + r
         sees = sum((p + n) ** 2 / 2 for n in (c, r))
-    linear = 2 * (shapes.decoder_parameters * tokens)
-    linear += 2 * shapes.text_width * shapes.vocabulary * (c + r)
-    attention = 4 * shapes.text_layers * shapes.text_width * sees
+    linear = 2 * (shapes.decoder_parameters * tokens) - skipped_linear
+    linear += 2 * width * shapes.vocabulary * (c + r)
+    attention = 4 * width * (layers * sees - skipped_sees)
     forward, backward = linear + attention, linear + 2 * attention
     return epochs * (forward + backward) + (1 if shared else epochs) * forward
 

@@ -44,10 +44,10 @@ class Shapes:
     vision_width: int = 64
     vision_layers: int = 3
     vision_heads: int = 2
-    text_width: int = 256
-    text_inner: int = 704
+    text_width: int = 512
+    text_inner: int = 1408
     text_layers: int = 4
-    text_heads: int = 4
+    text_heads: int = 8
     vocabulary: int = 1000
     prompt_words: int = 21
     response_tokens: tuple[int, int] = (100, 150)
@@ -175,7 +175,7 @@ class Work:
 
 def for_gate(shapes: Shapes) -> Shapes:
     """The same rows and widths for float64: two pairs, and at most two layers of the widest model."""
-    if shapes.text_width <= 256:
+    if shapes.text_width <= SHAPES["small"].text_width:
         return replace(shapes, pairs=2)
     return replace(shapes, pairs=2, text_layers=2, vision_layers=2)
 

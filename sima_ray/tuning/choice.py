@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sima_ray.tuning.attention import ATTENTIONS, PARTS, attention_of, set_attention
 from sima_ray.tuning.dataset import EncodedPair, UnusablePair
 from sima_ray.tuning.forward import Model, PairForward, base_of, concatenated, response_logps
-from sima_ray.tuning.shared import attention_of, shared, shared_logps
+from sima_ray.tuning.shared import shared, shared_logps
 
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Mean distance of a token's log-probabilities up to which two ways agree: rounding is well below, a token that
@@ -42,7 +43,8 @@ def choose_forward(
 ) -> ForwardChoice:
     """Share rows where that is valid for this model, shown on the first usable of these pairs.
 
-    On CUDA the language model computes with FlexAttention from then on, where that works.
+    The language model computes with the best attention that works from then on: FlexAttention on CUDA, sdpa in
+    parts elsewhere.
 
     Args:
         model: On its device, with or without adapters.
@@ -55,9 +57,8 @@ def choose_forward(
     probe = next(_plainly_scored(base, pairs), None)
     if probe is None:
         return ForwardChoice(shared)
-    before = attention_of(base)
-    for attention in (*(["flex_attention"] if can_flex(base) else []), before):
-        _set_attention(base, attention)
+    for attention in attentions_for(base):
+        set_attention(base, attention)
         reason = disagreement(base, *probe)
         if reason is None:
             return ForwardChoice(shared)
@@ -83,7 +84,7 @@ def static_reason(model: Model, max_tokens: int | None = None) -> str | None:
         return "tokens of an image or a prompt see each other both ways"
     if "position_ids" not in accepts:
         return "the model takes no position ids"
-    if (attention := attention_of(model)) not in ("eager", "sdpa", "flex_attention"):
+    if (attention := attention_of(model)) not in ATTENTIONS:
         return f"{attention} takes no mask"
     return None
 
@@ -126,6 +127,13 @@ def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None
     )
 
 
+def attentions_for(model: Model) -> list[str]:
+    """The attentions to try, best first; the last is the model's own."""
+    own = attention_of(model)
+    better = ["flex_attention"] if can_flex(model) else []
+    return [*better, *([PARTS] if own == "sdpa" else []), own]
+
+
 def can_flex(model: Model) -> bool:
     """Whether the language model can compute with FlexAttention, which is worth it on CUDA."""
     from transformers.utils.import_utils import is_torch_flex_attn_available
@@ -133,12 +141,6 @@ def can_flex(model: Model) -> bool:
     on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
     supports = getattr(model.get_decoder(), "_supports_flex_attn", False)
     return bool(on_cuda and supports and is_torch_flex_attn_available())
-
-
-def _set_attention(model: Model, attention: str) -> None:
-    """Change the language model's attention, and leave the vision tower's."""
-    if attention_of(model) != attention:
-        model.get_decoder().set_attn_implementation(attention)
 
 
 def _plainly_scored(

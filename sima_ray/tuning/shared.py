@@ -8,7 +8,7 @@ Dimensions: B rows (one a pair), T padded tokens a row, D hidden, N response tok
 together, K tokens of a chunk, X axes of positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sima_ray.loss import token_logps
+from sima_ray.tuning.attention import PADDING, PROMPT, attention_mask, attention_of
 from sima_ray.tuning.dataset import EncodedPair
 from sima_ray.tuning.forward import Model, PairLogps, last_hidden, pad_rows
 
 MOST_LOGITS = 1 << 24
 """Logits that may exist at once: 64 MiB of them in float32."""
-
-PROMPT, PADDING = 0, -1
-"""Segments that are no response; these count from 1."""
 
 Row = tuple[Tensor, Sequence[Tensor]]
 """A prompt's ids and those of its responses; none is empty."""
@@ -39,6 +37,7 @@ class SharedRows:
         segments_BT: PROMPT, the number of the response in its row from 1, or PADDING.
         columns_BT: Each token's place in [prompt | its response].
         plain_BT: Which of the R plain rows that is; the first of the pair's for the prompt.
+        read_M: The states that predict a token, none twice, as indices into the (B · T).
         rows_N, columns_N: The state that predicts each response token. The last of a prompt predicts the first
             token of every response to it.
         labels_N: The tokens that are predicted, response by response.
@@ -49,6 +48,7 @@ class SharedRows:
     segments_BT: Tensor
     columns_BT: Tensor
     plain_BT: Tensor
+    read_M: Tensor
     rows_N: Tensor
     columns_N: Tensor
     labels_N: Tensor
@@ -78,7 +78,7 @@ def shared_logps(
     """The log-probability of every token of any number of responses a prompt.
 
     Args:
-        model: Its attention must be eager, sdpa or flex_attention.
+        model: Its attention must be one of `ATTENTIONS`.
         pairs: Of these, prompts and images.
         responses: One list of token ids for each of `pairs`.
 
@@ -95,7 +95,9 @@ def shared_logps(
     if hasattr(backbone := getattr(model, model.base_model_prefix), "get_rope_index"):
         positions = rope_positions(backbone, pairs, plain, rows)
     mask = attention_mask(rows.segments_BT, attention_of(model), embeddings.dtype)
-    hidden_BTD = last_hidden(model, pairs, rows.ids_BT, mask, positions, copies=1)
+    hidden_BTD = last_hidden(
+        model, pairs, rows.ids_BT, mask, positions, copies=1, read_M=rows.read_M
+    )
     logps_N = head_logps(
         model.get_output_embeddings(),
         hidden_BTD[rows.rows_N, rows.columns_N],
@@ -125,54 +127,9 @@ def share_rows(rows: Sequence[Row]) -> SharedRows:
             column_N = torch.cat([torch.tensor([len(prompt) - 1]), torch.arange(start, end)])
             row_N = torch.full_like(response, row)
             states.append((row_N, column_N, response, torch.full_like(response, len(states))))
-    return SharedRows(
-        ids_BT, segments_BT, columns_BT, plain_BT, *map(torch.cat, zip(*states, strict=True))
-    )
-
-
-def visible(segments_BT: Tensor) -> Callable[[Any, Any, Any, Any], Tensor]:
-    """Which token (kv) another (q) sees: what stands before it, in the prompt or in its own segment.
-
-    Returns:
-        A predicate of (row, head, q, kv), FlexAttention's `mask_mod`; it also takes tensors that broadcast.
-        Padding sees itself, so that no row of the attention is empty; nothing sees padding but padding.
-    """
-
-    def sees(row: Any, head: Any, q: Any, kv: Any) -> Tensor:
-        segment = segments_BT[row, kv]
-        return (kv <= q) & ((segment == PROMPT) | (segment == segments_BT[row, q]))
-
-    return sees
-
-
-def attention_mask(segments_BT: Tensor, attention: str, dtype: torch.dtype) -> Any:
-    """The mask in the form that an attention takes.
-
-    Args:
-        segments_BT: Of `SharedRows`.
-        attention: transformers' name of it: "flex_attention", "sdpa" or "eager".
-        dtype: Of the model.
-
-    Returns:
-        A `BlockMask` for FlexAttention; else (B, 1, T, T) to add to the scores, which saves making it so from a
-        boolean in every layer.
-    """
-    rows, length = segments_BT.shape
-    device = segments_BT.device
-    if attention == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        return create_block_mask(visible(segments_BT), rows, None, length, length, device=device)
-    row_B111 = torch.arange(rows, device=device)[:, None, None, None]
-    at_T = torch.arange(length, device=device)
-    sees_B1TT = visible(segments_BT)(row_B111, 0, at_T[:, None], at_T)
-    added_B1TT = torch.zeros(sees_B1TT.shape, dtype=dtype, device=device)
-    return added_B1TT.masked_fill_(~sees_B1TT, torch.finfo(dtype).min)
-
-
-def attention_of(model: Model) -> str:
-    """transformers' name of the attention that the language model computes with."""
-    return model.get_decoder().config._attn_implementation
+    row_N, column_N, *labels = map(torch.cat, zip(*states, strict=True))
+    read_M = torch.unique(row_N * length + column_N)
+    return SharedRows(ids_BT, segments_BT, columns_BT, plain_BT, read_M, row_N, column_N, *labels)
 
 
 def rope_positions(

@@ -114,13 +114,14 @@ def test_figures_by_hand() -> None:
 
 
 def test_flops_by_hand() -> None:
-    """Linear layers of 1 parameter, width 1, one layer, a head of 1: prompt 2, responses 2 and 1."""
-    shapes: Any = replace(Shapes(), text_width=1, text_layers=1, vocabulary=1)
+    """One layer of width 1 (query, key, value, output: 1 parameter each; MLP: 6), a head of 1; prompt 2,
+    responses 2 and 1. The first token of the prompt is not read in the last layer, which is the only one."""
+    shapes: Any = replace(Shapes(), text_width=1, text_inner=2, text_layers=1, vocabulary=1)
     n, pair = shapes.decoder_parameters, Lengths(2, 2, 1)
     plain_linear, plain_sees = 2 * n * 7 + 2 * 3, (16 + 9) / 2
     forward, backward = plain_linear + 4 * plain_sees, plain_linear + 8 * plain_sees
     assert run_flops(shapes, pair, 2, shared=False) == 2 * (2 * forward + backward)
-    shared_linear, shared_sees = 2 * n * 3 + 2 * 3, 2 + 2 * 1 + 1 / 2
+    shared_linear, shared_sees = 2 * (10 + 2 + 10) + 2 * 3, 2 + 2 * 1 + 1 / 2 - 1 / 2
     forward, backward = shared_linear + 4 * shared_sees, shared_linear + 8 * shared_sees
     assert run_flops(shapes, pair, 2, shared=True) == 2 * (forward + backward) + forward
 

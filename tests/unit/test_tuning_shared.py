@@ -9,35 +9,39 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from tuned import distances, loss_and_gradients, random_pair, stirred
 
 from sima_ray.errors import DataError
 from sima_ray.loss import token_logps
 from sima_ray.policy.checkpoint import load_policy
+from sima_ray.tuning import attention as attention_module
 from sima_ray.tuning import choice as choice_module
 from sima_ray.tuning import shared as shared_module
+from sima_ray.tuning.attention import (
+    PADDING,
+    PARTS,
+    PROMPT,
+    attend_in_parts,
+    attention_mask,
+    attention_of,
+    set_attention,
+    visible,
+)
 from sima_ray.tuning.choice import ForwardChoice, choose_forward, disagreement
 from sima_ray.tuning.dataset import EncodedPair
 from sima_ray.tuning.forward import base_of, concatenated, response_logps
-from sima_ray.tuning.shared import (
-    PADDING,
-    PROMPT,
-    attention_mask,
-    attention_of,
-    head_logps,
-    share_rows,
-    shared,
-    shared_logps,
-    visible,
-)
+from sima_ray.tuning.shared import head_logps, share_rows, shared, shared_logps
 
 RAGGED = [(3, 1, 1), (9, 7, 7), (1, 1, 40), (30, 25, 2), (5, 2, 60)]
 """Lengths of prompt text, chosen, rejected: equal, very different, of one token."""
 
 
-@pytest.fixture
-def model(tiny_llava: Path) -> Any:
-    return stirred(load_policy(tiny_llava, "float64")[0])
+@pytest.fixture(params=["sdpa", PARTS])
+def model(tiny_llava: Path, request: pytest.FixtureRequest) -> Any:
+    loaded = load_policy(tiny_llava, "float64")[0]
+    set_attention(loaded, request.param)
+    return stirred(loaded)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +97,10 @@ def test_close_in_float32_and_in_bfloat16(tiny_llava, pairs):
     single = stirred(load_policy(tiny_llava, "float32")[0])
     assert both(single, pairs)[0] <= 2e-5
     exact, *_ = loss_and_gradients(concatenated, single, pairs)
-    for attention in ("sdpa", "eager"):
-        half = stirred(load_policy(tiny_llava, "bfloat16", attention)[0])
+    for attention in ("sdpa", "eager", PARTS):
+        own = "sdpa" if attention == PARTS else attention
+        half = stirred(load_policy(tiny_llava, "bfloat16", own)[0])
+        set_attention(base_of(half), attention)
         loss, logps, gradients = loss_and_gradients(shared, half, pairs)
         assert logps.chosen_B.dtype == torch.float32
         assert all(gradient.isfinite().all() for gradient in gradients)
@@ -178,6 +184,45 @@ def test_a_token_sees_its_prompt_and_its_own_response_before_it(lengths):
                 at = torch.tensor([row, 0, q, kv])
                 assert bool(sees(*at)) == expected
                 assert bool(mask_B1TT[row, 0, q, kv] == 0) == expected
+
+
+class _Layer(nn.Module):
+    """What attention reads off a layer."""
+
+    num_key_value_groups = 2
+    is_causal = True
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_attention_in_parts_is_that_with_a_dense_mask(lengths):
+    rows = share_rows(
+        [
+            (torch.ones(p).long(), [torch.ones(n).long() for n in responses])
+            for p, responses in lengths
+        ]
+    )
+    torch.manual_seed(0)
+    count, length = rows.ids_BT.shape
+    query, key, value = (
+        torch.randn(count, heads, length, 8, dtype=torch.float64, requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    kept = (rows.segments_BT != PADDING).double()[:, :, None, None]
+    weight = torch.randn(count, length, 4, 8, dtype=torch.float64) * kept
+    found = []
+    for name, attend in ((PARTS, attend_in_parts), ("sdpa", sdpa_attention_forward)):
+        mask = attention_mask(rows.segments_BT, name, torch.float64)
+        mixed, _ = attend(_Layer(), query, key, value, mask)
+        gradients = torch.autograd.grad((mixed * weight).sum(), (query, key, value))
+        found.append([mixed * kept, *gradients])
+    for ours, dense in zip(*found, strict=True):
+        assert (ours - dense).abs().max() <= 1e-12
 
 
 def test_flex_attention_computes_the_same():
@@ -340,7 +385,18 @@ def test_a_model_computes_the_same_with_flex_attention(model, pairs, not_compile
     assert (logps.rejected_B - plain.rejected_B).abs().max() <= 1e-10
 
 
-def test_where_flex_attention_fails_a_dense_mask_serves(model, pairs, not_compiled):
-    """Here in the backward pass, which adapters that train need."""
+def test_where_flex_attention_fails_parts_serve_and_where_these_do_a_dense_mask(
+    tiny_llava, pairs, not_compiled, monkeypatch
+):
+    """FlexAttention here in the backward pass, which adapters that train need."""
+    model = stirred(load_policy(tiny_llava, "float64")[0])
+    assert choose_forward(model, pairs) == ForwardChoice(shared)
+    assert attention_of(base_of(model)) == PARTS
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(attention_module, "sdpa_attention_forward", refuse)
+    model = stirred(load_policy(tiny_llava, "float64")[0])
     assert choose_forward(model, pairs) == ForwardChoice(shared)
     assert attention_of(base_of(model)) == "sdpa"
