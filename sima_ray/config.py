@@ -284,8 +284,6 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.batch_size % (self.micro_batch_size * self.workers):
-            raise ValueError("batch_size must be a multiple of micro_batch_size × workers")
         if self.zero_stage < {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]:
             raise ValueError(
                 f"offload: {self.offload} needs a higher zero_stage than {self.zero_stage}"

@@ -6,7 +6,8 @@ would leave the others waiting in a collective.
 Dimensions: B pairs of a micro batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,28 @@ class MicroBatch:
     reference_rejected_B: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Micro batches that were read and encoded, and what is wrong with pairs that cannot be."""
+
+    micro_batches: list[MicroBatch]
+    problems: list[str]
+
+    def agreed(self) -> list[MicroBatch]:
+        """The micro batches; every worker must call this.
+
+        Raises:
+            TrainingError: On all workers alike, where a pair of any of them is no longer what the reference saw.
+        """
+        if problems := sorted(gather_lists(self.problems)):
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise TrainingError(
+                f"{problems[0]}; it has changed since the run began{more}. Put back what the run "
+                "began with, or begin anew in another output folder"
+            )
+        return self.micro_batches
+
+
 class Pairs:
     """The pairs of a run, or of its evaluation, ready to be made into micro batches."""
 
@@ -62,12 +85,8 @@ class Pairs:
         """Of these rows together."""
         return sum(self._pairs[row].weight for row in rows)
 
-    def ready(self, micros: Sequence[MicroRows]) -> list[MicroBatch]:
-        """This worker's micro batches; every worker must call this.
-
-        Raises:
-            TrainingError: On all workers alike, where a pair of any of them is no longer what the reference saw.
-        """
+    def read(self, micros: Sequence[MicroRows]) -> "Read":
+        """This worker's micro batches, as far as it can tell; for any thread."""
         narrowest = min(range(len(self._pairs)), key=self.widths.__getitem__)
         found: list[MicroBatch] = []
         problems: list[str] = []
@@ -76,13 +95,7 @@ class Pairs:
                 found.append(self._micro_batch(micro, narrowest))
             except UnusablePair as problem:
                 problems.append(str(problem))
-        if problems := sorted(gather_lists(problems)):
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise TrainingError(
-                f"{problems[0]}; it has changed since the run began{more}. Put back what the run "
-                "began with, or begin anew in another output folder"
-            )
-        return found
+        return Read(found, problems)
 
     def _micro_batch(self, micro: MicroRows, filler: int) -> MicroBatch:
         rows = [filler if row is None else row for row in micro]
@@ -104,6 +117,26 @@ class Pairs:
                 pair.row_id, SetAside.CHANGED_IMAGE, f"image {pair.image} is another"
             )
         return encoded
+
+
+class Ahead:
+    """Reads the next step's pairs in a thread while this step is computed."""
+
+    def __init__(self, read: Callable[[int], Read]) -> None:
+        """Args:
+        read: What a step takes, whatever was read before.
+        """
+        self._read = read
+        self._reader = ThreadPoolExecutor(1, "next-step")
+        self._next: tuple[int, Future[Read]] | None = None
+
+    def __call__(self, step: int, steps: int) -> Read:
+        """What a step takes; the one after it is begun, if it is below `steps`."""
+        ahead, self._next = self._next, None
+        found = ahead[1].result() if ahead and ahead[0] == step else self._read(step)
+        if step + 1 < steps:
+            self._next = step + 1, self._reader.submit(self._read, step + 1)
+        return found
 
 
 def _column(values: list[float | None]) -> Tensor:

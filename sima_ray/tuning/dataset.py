@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,13 @@ class PairEncoder:
         if context is not None and context < max_tokens:
             self._max_tokens, self._limit = context, "the model's own context"
         self._image_id = image_token_id(processor)
+        self._one_at_a_time = Lock()  # a tokenizer is not for several threads
         self._eos = self._tokenizer.eos_token_id
         if self._eos is None:
             raise ModelError("the tokenizer has no end-of-sequence token")
 
     def encode(self, pair: PreferencePair) -> EncodedPair:
-        """Render and tokenise one pair.
+        """Render and tokenise one pair; for any thread.
 
         The boundary between prompt and response is the longest prefix that the tokens of prompt, prompt + chosen
         and prompt + rejected share, so that it is right for tokenizers that join text across it.
@@ -136,6 +138,10 @@ class PairEncoder:
         Raises:
             UnusablePair: For any reason but DUPLICATE_ID.
         """
+        with self._one_at_a_time:
+            return self._encode(pair)
+
+    def _encode(self, pair: PreferencePair) -> EncodedPair:
         self._check_fields(pair)
         prompt = render_prompt(self._processor, [image_part(b""), text_part(pair.prompt)])
         texts = [prompt, *(join_response(prompt, text) for text in (pair.chosen, pair.rejected))]

@@ -18,6 +18,9 @@ from sima_ray.tuning.lora import trainable
 Engine = Any
 """A `deepspeed.DeepSpeedEngine` (the package has no types)."""
 
+_BUCKET = 50_000_000
+"""Gradients at most that are averaged at once; DeepSpeed's default sets 1 to 2 GB aside for them in every step."""
+
 
 def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engine:
     """Wrap a module for training; `torch.distributed` must be up.
@@ -39,10 +42,11 @@ def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engin
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     parameters: Any = list(trainable(module).values())  # typed as a Module there
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
     started: Any = deepspeed.initialize(
         model=module,
         model_parameters=parameters,
-        config=deepspeed_config(config, world),
+        config=deepspeed_config(config, world, elements),
         dist_init_required=False,
     )
     engine = started[0]
@@ -53,8 +57,8 @@ def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engin
     return engine
 
 
-def deepspeed_config(config: TrainingConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a training config."""
+def deepspeed_config(config: TrainingConfig, world: int, elements: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a training config with so many trainable elements."""
     bf16 = config.dtype == "bfloat16"
     return {
         # A step says itself where its accumulation ends: it may take any number of micro batches.
@@ -65,7 +69,11 @@ def deepspeed_config(config: TrainingConfig, world: int) -> dict[str, Any]:
         "bf16": {"enabled": bf16},
         # Without ZeRO, DeepSpeed accumulates in the precision of the model only.
         "data_types": {"grad_accum_dtype": "fp32"} if bf16 and config.zero_stage else {},
-        "zero_optimization": {"stage": config.zero_stage} | _offload(config),
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": min(elements, _BUCKET),
+        }
+        | _offload(config),
         "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",

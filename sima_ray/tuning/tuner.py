@@ -14,7 +14,7 @@ from sima_ray.config import TrainingConfig
 from sima_ray.errors import TrainingError
 from sima_ray.policy.checkpoint import context_length, fingerprint, load_policy
 from sima_ray.records import PreferencePair
-from sima_ray.tuning.batches import Pairs
+from sima_ray.tuning.batches import Ahead, Pairs, Read
 from sima_ray.tuning.checkpoints import load_state, save_state, write_adapter
 from sima_ray.tuning.choice import ForwardChoice, choose_forward
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair, read_pairs
@@ -23,7 +23,7 @@ from sima_ray.tuning.forward import PairForward, PairScorer, check_model
 from sima_ray.tuning.heldout import evaluate
 from sima_ray.tuning.lora import add_lora
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
-from sima_ray.tuning.schedule import MicroRows, Schedule, deal, hold_out, micro_batches, share
+from sima_ray.tuning.schedule import Schedule, deal, hold_out, micro_batches, share
 from sima_ray.tuning.step import StepMetrics, learning_rate, train_step
 
 _FORWARDS_A_STEP = 3
@@ -132,6 +132,7 @@ class Tuner:
         )
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._ahead = Ahead(self._read)
         self._engine = start_engine(PairScorer(self.model, choice.forward), config, world)
 
     @property
@@ -152,11 +153,11 @@ class Tuner:
             TrainingError: A loss that is not finite; names the pairs.
         """
         config = self._job.config
+        read = self._ahead(step, self.steps)
         rows = self._schedule.batch(step)
-        micros = self._share(rows)
         return train_step(
             self._engine,
-            self._pairs.ready(micros),
+            read.agreed(),
             step=step + 1,
             epoch=round((step + 1) / self._schedule.steps_per_epoch, 4),
             beta=config.beta,
@@ -164,7 +165,7 @@ class Tuner:
             rate=learning_rate(step, self.steps, config.learning_rate, config.warmup_ratio),
             total_weight=self._pairs.weight(rows) or 1.0,
             world=self._world,
-            seeds=[self._seed(step, number) for number in range(len(micros))],
+            seeds=[self._seed(step, number) for number in range(len(read.micro_batches))],
         )
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -182,7 +183,7 @@ class Tuner:
         micros = self._micro_batches(rows, widths)
         # Dealt as they are, and not halved for more workers: they are the same, to the digit, on any number.
         own = deal(micros, self._rank, self._world)
-        batches = ((micro, self._held.ready([micro])[0]) for micro in own)
+        batches = ((micro, self._held.read([micro]).agreed()[0]) for micro in own)
         return evaluate(self._engine, batches, beta=config.beta, loss=config.loss)
 
     def save(self, folder: Path, step: int) -> None:
@@ -207,9 +208,11 @@ class Tuner:
             with suppress(UnusablePair):
                 yield self._encoder.encode(pair)
 
-    def _share(self, rows: tuple[int, ...]) -> list[MicroRows]:
-        widths = self._pairs.widths
-        return share(self._micro_batches(rows, widths), widths, self._rank, self._world)
+    def _read(self, step: int) -> Read:
+        """This worker's share of a step."""
+        rows, widths = self._schedule.batch(step), self._pairs.widths
+        micros = share(self._micro_batches(rows, widths), widths, self._rank, self._world)
+        return self._pairs.read(micros)
 
     def _micro_batches(self, rows: Sequence[int], widths: Sequence[int]) -> list[list[int]]:
         config = self._job.config

@@ -58,7 +58,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("pairs.inconsistent_weight", 1.5, "pairs.inconsistent_weight: Input should be less than"),
         ("pairs.inconsistent_weight", -0.1, "pairs.inconsistent_weight: Input should be greater"),
         ("pairs.inconsistent_weight", float("nan"), "pairs.inconsistent_weight: "),
-        ("training.workers", 3, "training: batch_size must be a multiple of"),
+        ("training.workers", 0, "training.workers: "),
         (
             "training.offload",
             "parameters",

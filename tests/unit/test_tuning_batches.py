@@ -1,6 +1,7 @@
 """Micro batches made ready, and what is found wrong with a pair before anything is computed."""
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 
 from sima_ray.errors import TrainingError
 from sima_ray.policy.checkpoint import load_policy, load_processor
-from sima_ray.tuning.batches import Pairs
+from sima_ray.tuning.batches import Ahead, Pairs, Read
 from sima_ray.tuning.dataset import PairEncoder, SetAside
 from sima_ray.tuning.forward import PairLogps, concatenated
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, usable
@@ -34,7 +35,7 @@ def ready(tiny_llava: Path, tmp_path: Path) -> tuple[Pairs, Path]:
 
 def test_rows_become_micro_batches_and_a_filler_weighs_nothing(ready):
     pairs, _ = ready
-    first, filler = pairs.ready([[2, 1], [None]])
+    first, filler = pairs.read([[2, 1], [None]]).agreed()
     assert [pair.pair.row_id for pair in first.pairs] == ["r002", "r001"]
     assert first.weights_B.tolist() == [1.0, 2.0]
     assert first.reference_chosen_B.tolist() == [-3.0, -2.0]
@@ -48,11 +49,29 @@ def test_an_image_that_is_gone_or_another_stops_the_run(ready):
     pairs, images = ready
     (images / "1.png").unlink()
     with pytest.raises(TrainingError, match=r"pair r001: image 1.png.*has changed since"):
-        pairs.ready([[0], [1]])
+        pairs.read([[0], [1]]).agreed()
     Image.new("RGB", (41, 50), (200, 0, 0)).save(images / "2.png")
     with pytest.raises(TrainingError, match=r"pair r001: .*\(and 1 more\)"):
-        pairs.ready([[2], [1]])
-    assert len(pairs.ready([[0]])) == 1
+        pairs.read([[2], [1]]).agreed()
+    assert len(pairs.read([[0]]).agreed()) == 1
+
+
+def test_the_next_step_is_read_while_this_one_is_computed():
+    """And what was not asked for next is read when it is."""
+    read = [Event() for _ in range(5)]
+
+    def reader(step: int) -> Read:
+        assert not read[step].is_set(), "read twice"
+        read[step].set()
+        return Read([], [str(step)])
+
+    ahead = Ahead(reader)
+    assert ahead(0, 5).problems == ["0"]
+    assert read[1].wait(10)
+    assert ahead(1, 5).problems == ["1"]
+    assert read[2].wait(10)
+    assert ahead(4, 5).problems == ["4"]
+    assert not read[3].is_set()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
