@@ -301,7 +301,8 @@ def _answer_errors(api: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
         code = codes.get(error.status_code, "http_error")
-        return answer(request, ApiError(error.status_code, code, code.replace("_", " ")))
+        headers = dict(error.headers or {})  # which methods a route has
+        return answer(request, ApiError(error.status_code, code, code.replace("_", " "), headers))
 
 
 class Critic:

@@ -1,7 +1,8 @@
 """The door of every HTTP route: who may ask, how much, how many at once, and what an error looks like.
 
 An ASGI middleware that takes the whole body in before the application sees the request: bytes are counted as
-they arrive, and an application that never meets a half-read body needs no rules for one.
+they arrive, and an application that never meets a half-read body needs no rules for one. A body must be JSON that
+can be read in one way only (`serve_apps.strict_json`).
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve_apps.strict_json import NotJson, check_json
 from sima_ray.runtime.critic_token import token_hash
 
 logger = logging.getLogger("ray.serve")
@@ -30,6 +32,10 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a token: probes have none, and learn nothing but "up"."""
 
+SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+"""On every response: an answer is for its asker alone, and never a page. No CORS: no other site's page may ask."""
+
+_JSON = re.compile(r'application/([\w.-]+\+)?json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -152,6 +158,8 @@ class Guard:
         self._inside += 1
         try:
             body = await self._read(headers, receive)
+            if body:
+                _check_body(headers, body)
             await self._app(scope, _replay(body, receive), answer)
         finally:
             self._inside -= 1
@@ -200,8 +208,13 @@ class _Answer:
                 self._muted = True
                 return
             message["headers"] = [
-                *((key, value) for key, value in message["headers"] if key != b"x-sima-error"),
+                *(
+                    (key, value)
+                    for key, value in message["headers"]
+                    if key not in (b"x-sima-error", *dict(SAFE_HEADERS))
+                ),
                 *((key.encode(), value.encode()) for key, value in self._id_header.items()),
+                *SAFE_HEADERS,
             ]
             self._started = True
         await self._send(message)
@@ -214,6 +227,7 @@ class _Answer:
         status, headers, body = error_response(error, self._request_id)
         headers |= self._id_header
         raw = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
+        raw += SAFE_HEADERS
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -224,6 +238,20 @@ def error_response(error: ApiError, request_id: str) -> tuple[int, dict[str, str
     body = json.dumps({"error": shape}, ensure_ascii=False).encode("utf-8", errors="replace")
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     return error.status, headers | error.headers, body
+
+
+def _check_body(headers: dict[str, bytes], body: bytes) -> None:
+    """415 for what is not said to be plain JSON in UTF-8, 422 for what is not."""
+    if headers.get("content-encoding", b"identity").lower() != b"identity":
+        raise ApiError(415, "unsupported_media_type", "a compressed body is not taken")
+    if not _JSON.fullmatch(headers.get("content-type", b"").decode("latin-1").strip()):
+        raise ApiError(
+            415, "unsupported_media_type", "the body must be sent as Content-Type: application/json"
+        )
+    try:
+        check_json(body)
+    except NotJson as problem:
+        raise ApiError(422, "invalid_request", str(problem)) from problem
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -249,8 +277,10 @@ def _plain(status: int) -> ApiError:
             )
         case _ if status >= 500:
             return ApiError(500, "internal", "the service failed; see its log")
-        case 404 | 405:
-            return ApiError(status, "not_found", "no such route or model")
+        case 404:
+            return ApiError(404, "not_found", "no such route or model")
+        case 405:
+            return ApiError(405, "method_not_allowed", "not a method of this route")
         case _:
             return ApiError(status, "invalid_request", "not a request that can be answered")
 

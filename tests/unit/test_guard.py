@@ -46,6 +46,9 @@ class Reply:
         (start,) = [m for m in messages if m["type"] == "http.response.start"]
         self.status: int = start["status"]
         self.headers = {k.decode(): v.decode() for k, v in start["headers"]}
+        assert self.headers["x-content-type-options"] == "nosniff"
+        assert self.headers["cache-control"] == "no-store"
+        assert not any(name.startswith("access-control") for name in self.headers)
         self.body = b"".join(m["body"] for m in messages if m["type"] == "http.response.body")
 
     @property
@@ -58,7 +61,7 @@ class Reply:
 
 async def ask(
     guard: Guard,
-    chunks: Iterable[bytes] = (b"hello",),
+    chunks: Iterable[bytes] = (b'"hello"',),
     path: str = "/v1/critique",
     headers: dict[str, str] | None = None,
     stall: bool = False,
@@ -78,7 +81,8 @@ async def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    raw = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    raw = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
     await guard({"type": "http", "path": path, "headers": raw}, receive, send)
     return Reply(sent)
 
@@ -137,8 +141,8 @@ async def test_probes_need_no_token() -> None:
 
 async def test_a_body_in_chunks_arrives_whole() -> None:
     echo = Echo()
-    assert (await ask(Guard(echo, OPEN, SMALL), [b"ab"] * 500)).status == 200
-    assert echo.bodies == [b"ab" * 500]
+    assert (await ask(Guard(echo, OPEN, SMALL), [b"12"] * 500)).status == 200
+    assert echo.bodies == [b"12" * 500]
 
 
 async def test_a_flood_ends_at_the_limit() -> None:
@@ -184,6 +188,33 @@ async def test_too_many_at_once_are_told_to_come_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"1", {"Content-Type": "application/json; charset=utf-8"}, 200, ""),
+        (b"1", {"Content-Type": "application/problem+JSON"}, 200, ""),
+        (b"", {"Content-Type": ""}, 200, ""),  # a route without a body says what it needs
+        (b"1", {"Content-Type": ""}, 415, "unsupported_media_type"),
+        (b"1", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"1", {"Content-Type": "application/json; charset=utf-16"}, 415, "unsupported_media_type"),
+        (b"1", {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
+        (b"[" * 500 + b"]" * 500, {}, 422, "invalid_request"),
+        (b"\xff", {}, 422, "invalid_request"),
+        (b'{"a": 1, "a": 1}', {}, 422, "invalid_request"),
+    ],
+)
+async def test_a_body_is_plain_json(
+    body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    echo = Echo()
+    reply = await ask(Guard(echo, OPEN, SMALL), [body], headers=headers)
+    assert reply.status == status
+    if status == 200:
+        assert echo.bodies == [body]
+    else:
+        assert reply.error["code"] == code and not echo.bodies
+
+
+@pytest.mark.parametrize(
     ("path", "status", "code"),
     [
         ("/fail", 500, "internal"),
@@ -191,6 +222,7 @@ async def test_too_many_at_once_are_told_to_come_back() -> None:
         ("/leak/502", 500, "internal"),
         ("/leak/503", 503, "unavailable"),
         ("/leak/404", 404, "not_found"),
+        ("/leak/405", 405, "method_not_allowed"),
         ("/leak/400", 400, "invalid_request"),
     ],
 )
