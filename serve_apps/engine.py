@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from serve_apps.gate import Gate
 from sima_ray.config import PolicyConfig
 from sima_ray.images import ImageProblem, decode_image
-from sima_ray.policy.chat import render_prompt
+from sima_ray.policy.chat import harmless_messages, render_prompt, special_texts
 from sima_ray.ports import Completion, JsonDict, Part, image_part, text_part
 
 logger = logging.getLogger("ray.serve")
@@ -128,6 +128,12 @@ class PolicyServer(LLMServer):
     def state(self) -> JsonDict:
         """The version that answers, and why the last swap failed, if it did."""
         return {"version": self._version, "swap_error": self._swap_error}
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        """For the OpenAI routes: what the engine answers, once no text can pose as an image."""
+        specials = special_texts(self._processor)
+        request.messages = harmless_messages(request.messages, specials)
+        return await super().chat(request, raw_request_info)
 
     async def check_health(self) -> None:
         """Raises when the engine is dead or its weights are in doubt."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from sima_ray.data.locations import one_line, open_location, read_image
 from sima_ray.errors import DataError, ModelError
 from sima_ray.images import ImageProblem, decode_image
-from sima_ray.policy.chat import join_response, render_prompt
+from sima_ray.policy.chat import join_response, placeholders, render_prompt
 from sima_ray.policy.checkpoint import image_token_id
 from sima_ray.ports import image_part, text_part
 from sima_ray.records import PreferencePair
@@ -124,6 +124,8 @@ class PairEncoder:
         if context is not None and context < max_tokens:
             self._max_tokens, self._limit = context, "the model's own context"
         self._image_id = image_token_id(processor)
+        ids = map(self._tokenizer.convert_tokens_to_ids, placeholders(processor))
+        self._placeholders = {self._image_id, *ids} - {None, self._tokenizer.unk_token_id}
         self._one_at_a_time = Lock()  # a tokenizer is not for several threads
         self._eos = self._tokenizer.eos_token_id
         if self._eos is None:
@@ -153,7 +155,7 @@ class PairEncoder:
                 raise UnusablePair(
                     pair.row_id, SetAside.EMPTY_RESPONSE, f"the {side} response has no token"
                 )
-            if self._image_id in ids:
+            if not self._placeholders.isdisjoint(ids):  # the engine wrote it as ordinary letters
                 raise UnusablePair(
                     pair.row_id, SetAside.IMAGE_TOKENS, "a response holds an image token"
                 )
