@@ -97,7 +97,8 @@ class PolicyServer(LLMServer):
             "tokens": len(answer.token_ids),
             "prompt_tokens": len(output.prompt_token_ids or ()),
             "cached_tokens": output.num_cached_tokens or 0,
-            "logprob": answer.cumulative_logprob or 0.0,
+            # A stop reason names a token that is not the end of the sequence that tuning knows.
+            "logprob": answer.cumulative_logprob if answer.stop_reason is None else None,
             "finish_reason": answer.finish_reason,
             "model_version": version,
         }
@@ -209,7 +210,14 @@ class PolicyServer(LLMServer):
         image = image_part(_grey_png())
         for content in ([image, text_part("?")], [text_part("?")]):
             await self.complete(
-                {"content": content, "max_tokens": 2, "temperature": 1.0, "top_p": 0.9, "seed": 1}
+                {
+                    "content": content,
+                    "max_tokens": 2,
+                    "temperature": 1.0,
+                    "top_p": 0.9,
+                    "seed": 1,
+                    "logprob": True,
+                }
             )
         await self.reset_prefix_cache()
 
@@ -229,7 +237,7 @@ def sampling(request: JsonDict) -> SamplingParams:
             temperature=float(request["temperature"]),
             top_p=float(request.get("top_p", 1.0)),
             seed=seed,
-            logprobs=0,  # only the chosen token's, for the sum
+            logprobs=0 if request.get("logprob") else None,  # only the chosen token's, for the sum
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except KeyError as missing:

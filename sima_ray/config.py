@@ -258,6 +258,11 @@ class TrainingConfig(Section):
         default=2048, ge=32, description="Longer pairs are set aside and counted."
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    reference: Literal["computed", "generated"] = Field(
+        default="computed",
+        description="Log-probabilities of the untuned policy. generated: the service's own, for the same dtype as "
+        "policy.engine.dtype; a sample is computed too, and all are where it differs.",
+    )
     lora: LoraSettings = LoraSettings()
     train_projector: bool = Field(
         default=False,

@@ -38,7 +38,16 @@ def to_pair(
         chosen_from=chosen.kind,
         rejected_from=rejected.kind,
         weight=weight,
+        chosen_logp=_logp_to_the_end(chosen),
+        rejected_logp=_logp_to_the_end(rejected),
+        chosen_tokens=chosen.tokens,
+        rejected_tokens=rejected.tokens,
     )
+
+
+def _logp_to_the_end(candidate: Candidate) -> float | None:
+    """The log-probability of a response with its end; None where it was cut, and the end never generated."""
+    return candidate.logprob if candidate.finish_reason == "stop" else None
 
 
 def believed_preference(row_id: str, critiques: Sequence[Critique], seed: int) -> Outcome:

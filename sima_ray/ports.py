@@ -3,15 +3,17 @@
 A request is a dict so that callers of the policy service need not import vLLM or this project's server:
 
     {"content": [{"type": "text", "text": …} | {"type": "image", "image": <bytes>}, …],
-     "max_tokens": int, "temperature": float, "top_p": float, "seed": int | None}
+     "max_tokens": int, "temperature": float, "top_p": float, "seed": int | None, "logprob": bool}
 
-`image` holds the encoded file (JPEG, PNG or WebP). The answer:
+`image` holds the encoded file (JPEG, PNG or WebP); `logprob` asks for the answer's log-probability. The answer:
 
-    {"text": str, "tokens": int, "prompt_tokens": int, "cached_tokens": int, "logprob": float,
+    {"text": str, "tokens": int, "prompt_tokens": int, "cached_tokens": int, "logprob": float | None,
      "finish_reason": "stop" | "length", "model_version": str}
 
-or, for a request that can never succeed (too long, undecodable image, …), {"error": str}. A request that may
-succeed later (overload, a dead replica) raises instead, and the caller retries.
+`logprob` is the sum over all generated tokens, an end of sequence among them, in nats, before temperature and
+top-p; None where it was not asked for, or where another token than the tokenizer's end of sequence ended the
+answer. For a request that can never succeed (too long, undecodable image, …) the answer is {"error": str}. A
+request that may succeed later (overload, a dead replica) raises instead, and the caller retries.
 """
 
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
@@ -37,6 +39,7 @@ class CompletionRequest(TypedDict):
     temperature: float
     top_p: NotRequired[float]
     seed: NotRequired[int | None]
+    logprob: NotRequired[bool]
 
 
 class Completion(TypedDict, total=False):
@@ -44,7 +47,7 @@ class Completion(TypedDict, total=False):
     tokens: int
     prompt_tokens: int
     cached_tokens: int
-    logprob: float
+    logprob: float | None
     finish_reason: str
     model_version: str
     error: str

@@ -90,7 +90,8 @@ class Candidate:
         temperature, top_p, seed: The sampling that made it (seed None when greedy).
         tokens: Generated tokens, the end token included.
         logprob: Sum of the log-probabilities of these tokens (natural log) under the sampling-free
-            policy.
+            policy; None where it is not known, or another token than the tokenizer's end of
+            sequence ended the response.
         finish_reason: "stop" or "length".
         model_version: The policy version that answered.
     """
@@ -101,7 +102,7 @@ class Candidate:
     top_p: float
     seed: int | None
     tokens: int
-    logprob: float
+    logprob: float | None
     finish_reason: str
     model_version: str
 
@@ -131,7 +132,16 @@ class Critique:
 class PreferencePair:
     """A training example for DPO: `chosen` is preferred to `rejected` for this prompt.
 
-    `chosen_from` and `rejected_from` name the candidate's kind; `weight` scales the pair's loss.
+    Attributes:
+        row_id, image, prompt: What was asked.
+        chosen, rejected: The responses.
+        chosen_from, rejected_from: Their candidates' kinds.
+        weight: Scales the pair's loss.
+        chosen_logp, rejected_logp: Sums of the log-probabilities of the responses' tokens, the end
+            included, as the policy generated them; None where that is not known, or the response
+            was cut and has no end.
+        chosen_tokens, rejected_tokens: How many tokens these are sums of; None where that is not
+            known.
     """
 
     row_id: str
@@ -142,6 +152,10 @@ class PreferencePair:
     chosen_from: str
     rejected_from: str
     weight: float = 1.0
+    chosen_logp: float | None = None
+    rejected_logp: float | None = None
+    chosen_tokens: int | None = None
+    rejected_tokens: int | None = None
 
 
 PROMPT_FIELDS = [
@@ -192,6 +206,11 @@ ROW_SCHEMA = pa.schema(
         pa.field("chosen_from", pa.string()),
         pa.field("rejected_from", pa.string()),
         pa.field("weight", pa.float64()),
+        pa.field("chosen_logp", pa.float64()),
+        pa.field("rejected_logp", pa.float64()),
+        pa.field("chosen_tokens", pa.int32()),
+        pa.field("rejected_tokens", pa.int32()),
     ]
 )
-"""The one schema of the preferences data set; columns that a stage has not reached yet are null."""
+"""The one schema of the preferences data set; columns that a stage has not reached yet are null, and
+so are, as they are read, those that a file of an older version lacks."""

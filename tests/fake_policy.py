@@ -88,6 +88,7 @@ class FakePolicy:
         kind = "critic" if critic else "sampled" if request["temperature"] else "greedy"
         entry = {"row": question["row"], "kind": kind, "seed": request.get("seed")}
         entry["images"] = sum(part["type"] == "image" for part in request["content"])
+        entry["logprob"] = request.get("logprob", False)
         number = await self._book.add(entry)
         if self._down_after is not None and number > self._down_after:
             raise ServiceError("no replica answers")
@@ -102,7 +103,8 @@ class FakePolicy:
             case "crash" if kind == "sampled":
                 raise RuntimeError("a bug")
             case _:
-                return _answer(question, kind, text)
+                answer = _answer(question, kind, text)
+                return answer | {"logprob": -1.5 if request.get("logprob") else None}
 
 
 def ask(row: int, way: str) -> str:
@@ -130,7 +132,6 @@ def _answer(question: dict[str, Any], kind: str, text: str) -> Completion:
         "tokens": len(answer.split()),
         "prompt_tokens": 10,
         "cached_tokens": 0,
-        "logprob": -1.5,
         "finish_reason": "stop",
         "model_version": "fake",
     }

@@ -120,9 +120,9 @@ def _read(location: str, block: Block) -> pa.Table:
                     begin = max(start - first, 0)
                     pieces.append(table.slice(begin, min(stop, last) - first - begin))
                 first = last
-    if not pieces:
-        return ROW_SCHEMA.empty_table()
-    return pa.concat_tables(pieces).select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
+    # The empty table gives the columns that a file of an older version lacks.
+    whole = pa.concat_tables([ROW_SCHEMA.empty_table(), *pieces], promote_options="default")
+    return whole.select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
 
 
 def _spans(location: str, skip: set[str]) -> Iterator[tuple[str, int, int]]:

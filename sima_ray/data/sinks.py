@@ -25,7 +25,15 @@ from sima_ray.errors import DataError, LedgerError, SimaError
 from sima_ray.ledger import Ledger
 from sima_ray.pairs import PairLengths, apply_length_policy, believed_preference, to_pair
 from sima_ray.ports import JsonDict
-from sima_ray.records import Candidate, Critique, Outcome, PreferencePair, Prompt, Quarantine
+from sima_ray.records import (
+    ROW_SCHEMA,
+    Candidate,
+    Critique,
+    Outcome,
+    PreferencePair,
+    Prompt,
+    Quarantine,
+)
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -37,6 +45,10 @@ PAIR_SCHEMA = pa.schema(
         ("chosen_from", pa.string()),
         ("rejected_from", pa.string()),
         ("weight", pa.float64()),
+        ("chosen_logp", pa.float64()),
+        ("rejected_logp", pa.float64()),
+        ("chosen_tokens", pa.int32()),
+        ("rejected_tokens", pa.int32()),
     ]
 )
 """The columns of `PreferencePair`, as pairs.parquet has them."""
@@ -114,7 +126,7 @@ def write_pairs(
 
 
 def read_pairs(path: str) -> Iterator[PreferencePair]:
-    """The pairs of a pairs.parquet, streamed."""
+    """The pairs of a pairs.parquet, streamed; an older version's has fewer columns."""
     filesystem, path = open_location(path)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         for batch in file.iter_batches(PAIRS_A_GROUP, columns=PAIR_SCHEMA.names):
@@ -227,7 +239,8 @@ def _kept_pairs(
 
 def _dataset(preferences: str) -> Any:
     filesystem, _ = open_location(preferences)
-    return pyarrow.dataset.dataset(committed_files(preferences), filesystem=filesystem)
+    files = committed_files(preferences)
+    return pyarrow.dataset.dataset(files, schema=ROW_SCHEMA, filesystem=filesystem)
 
 
 def _place(source: str | None) -> tuple[str, int]:

@@ -66,6 +66,7 @@ class Generate:
             "temperature": 0.0,
             "top_p": 1.0,
             "seed": None,
+            "logprob": True,
         }
         sampled: CompletionRequest = {
             **greedy,
@@ -122,6 +123,10 @@ def decide_row(row: JsonDict) -> JsonDict:
         "chosen_from": pair.chosen_from,
         "rejected_from": pair.rejected_from,
         "weight": pair.weight,
+        "chosen_logp": pair.chosen_logp,
+        "rejected_logp": pair.rejected_logp,
+        "chosen_tokens": pair.chosen_tokens,
+        "rejected_tokens": pair.rejected_tokens,
     }
 
 

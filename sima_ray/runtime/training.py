@@ -235,6 +235,8 @@ def _worker(arguments: dict[str, Any]) -> None:
     log = TrainingLog(folder, active=rank == 0, nats=config.chosen_fall_warning)
     try:
         tuner = Tuner(job, rank, world, on_reference=log.reference)
+        if tuner.reference_note:
+            log.warn(f"all references were computed: {tuner.reference_note}")
         _steps(tuner, config, log)
     except TrainingError as error:
         # Raised on all workers alike, and trying again would end the same: told, not raised.

@@ -89,6 +89,10 @@ class TrainingLog:
         """So many pairs have their reference."""
         self._write_progress(TrainProgress("reference", done, total, {}))
 
+    def warn(self, warning: str) -> None:
+        """Something that a person should look at."""
+        self._warnings = [*self._warnings, warning]
+
     def begin(self, start: int, total: int, work: Callable[[int], float]) -> None:
         """The first step to take is `start`: forget what an interrupted run did after it.
 
@@ -141,6 +145,8 @@ class TrainingLog:
                 "held_out": len(tuner.held_out),
                 "set_aside": dict(Counter(str(r.set_aside) for r in aside)),
                 "forward_note": tuner.forward_note,
+                "reference_note": tuner.reference_note,
+                "references": tuner.references,
                 "warnings": self._warnings,
                 "metrics": json.loads(self._lines[-1]),
             }
@@ -148,7 +154,7 @@ class TrainingLog:
 
     def _watch(self, metrics: dict[str, Any]) -> None:
         if warning := self._fall.step(metrics):
-            self._warnings = [*self._warnings, warning]
+            self.warn(warning)
 
     def _write_state(self, state: dict[str, Any]) -> None:
         if self.active:

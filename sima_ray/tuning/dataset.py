@@ -30,7 +30,15 @@ MAX_IMAGE_PIXELS = 200_000_000
 """A last guard against images that fill the memory: the limit of the run has set larger ones aside before."""
 
 _COLUMNS = ["row_id", "image", "prompt", "chosen", "rejected"]
-_OPTIONAL = {"chosen_from": "", "rejected_from": "", "weight": 1.0}
+_OPTIONAL = {
+    "chosen_from": "",
+    "rejected_from": "",
+    "weight": 1.0,
+    "chosen_logp": None,
+    "rejected_logp": None,
+    "chosen_tokens": None,
+    "rejected_tokens": None,
+}
 
 
 class SetAside(StrEnum):

@@ -1,12 +1,12 @@
 """Reference log-probabilities: once per pair, with the adapters off, kept beside the pairs.
 
-The pass that computes them sees every pair, image included, before the first step is taken; so it is also where
+The pass that finds them sees every pair, image included, before the first step is taken; so it is also where
 unusable pairs are found and set aside.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("image_digest", pa.string()),
         pa.field("set_aside", pa.string()),
         pa.field("detail", pa.string()),
+        pa.field("generated", pa.bool_()),
     ]
 )
 CHUNK = 512
@@ -47,6 +48,7 @@ class Reference:
         width: Tokens of the longer row.
         image_digest: Names the image file's bytes that were scored.
         set_aside, detail: Why it is not trained on; None where it is.
+        generated: Whether the log-probabilities came with the pair, and were not computed.
     """
 
     row_id: str
@@ -57,6 +59,11 @@ class Reference:
     image_digest: str | None = None
     set_aside: str | None = None
     detail: str | None = None
+    generated: bool = False
+
+
+Given = Callable[[EncodedPair], tuple[float, float] | None]
+"""The log-probabilities of a pair's chosen and rejected response, where they need not be computed."""
 
 
 class ReferenceFile:
@@ -105,8 +112,9 @@ def reference_pass(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
-    gather: Callable[[list[Reference]], list[Reference]] = list,
+    gather: Callable[[list[Any]], list[Any]] = list,
     on_progress: Callable[[int, int], None] | None = None,
+    given: Given | None = None,
 ) -> dict[str, Reference]:
     """References of all pairs: those in the file, and the rest computed, each worker its share.
 
@@ -120,19 +128,45 @@ def reference_pass(
         rank, world: This worker, and how many there are.
         gather: The lists of all workers, joined.
         on_progress: Told how many pairs are done, of how many.
+        given: What is taken before a pair is scored; without it the file's are taken where they were computed.
     """
-    known, todo = _split(pairs, file.read())
-    adapters_off = getattr(model, "disable_adapter", nullcontext)
-    with torch.no_grad(), adapters_off():
+    stored = file.read()
+    if given is None:
+        stored = {row_id: found for row_id, found in stored.items() if not found.generated}
+    known, todo = _split(pairs, stored)
+    with reference_of(model) as bare:
         for start in range(0, len(todo), CHUNK):
             share = todo[start : start + CHUNK][rank::world]
-            found = list(_references(base_of(model), forward, encoder, share, batch_size))
+            found = list(_references(bare, forward, encoder, share, batch_size, given))
             known |= {reference.row_id: reference for reference in gather(found)}
             if rank == 0:
                 file.write(known)
             if on_progress:
                 on_progress(len(known), len(pairs))
     return known
+
+
+@contextmanager
+def reference_of(model: Any) -> Iterator[Any]:
+    """The bare model as the reference: its adapters off, if it has any, and no gradients."""
+    adapters_off = getattr(model, "disable_adapter", nullcontext)
+    with torch.no_grad(), adapters_off():
+        yield base_of(model)
+
+
+def score(model: Any, forward: PairForward, batch: Sequence[EncodedPair]) -> Iterator[Reference]:
+    """Score a batch; a pair that spoils it is set aside, and the others are scored without it."""
+    try:
+        logps = forward(model, batch)
+    except UnusablePair as problem:
+        yield _aside(problem)
+        rest = [pair for pair in batch if pair.pair.row_id != problem.row_id]
+        if rest:
+            yield from score(model, forward, rest)
+        return
+    scores = zip(batch, logps.chosen_B.tolist(), logps.rejected_B.tolist(), strict=True)
+    for pair, chosen, rejected in scores:
+        yield _scored(pair, chosen, rejected)
 
 
 def usable(
@@ -178,37 +212,29 @@ def _references(
     encoder: PairEncoder,
     pairs: Sequence[PreferencePair],
     batch_size: int,
+    given: Given | None,
 ) -> Iterator[Reference]:
     encoded: list[EncodedPair] = []
     for pair in pairs:
         try:
-            encoded.append(encoder.encode(pair))
+            ready = encoder.encode(pair)
         except UnusablePair as problem:
             yield _aside(problem)
             continue
+        if given and (logps := given(ready)):
+            yield _scored(ready, *logps, generated=True)
+            continue
+        encoded.append(ready)
         if len(encoded) == batch_size:
-            yield from _score(model, forward, encoded)
+            yield from score(model, forward, encoded)
             encoded = []
     if encoded:
-        yield from _score(model, forward, encoded)
+        yield from score(model, forward, encoded)
 
 
-def _score(model: Any, forward: PairForward, batch: Sequence[EncodedPair]) -> Iterator[Reference]:
-    """Score a batch; a pair that spoils it is set aside, and the others are scored without it."""
-    try:
-        logps = forward(model, batch)
-    except UnusablePair as problem:
-        yield _aside(problem)
-        rest = [pair for pair in batch if pair.pair.row_id != problem.row_id]
-        if rest:
-            yield from _score(model, forward, rest)
-        return
-    scores = zip(batch, logps.chosen_B.tolist(), logps.rejected_B.tolist(), strict=True)
-    for pair, chosen, rejected in scores:
-        yield _scored(pair, chosen, rejected)
-
-
-def _scored(pair: EncodedPair, chosen: float, rejected: float) -> Reference:
+def _scored(
+    pair: EncodedPair, chosen: float, rejected: float, *, generated: bool = False
+) -> Reference:
     for side, logp in (("chosen", chosen), ("rejected", rejected)):
         if not math.isfinite(logp):
             detail = f"the reference's log-probability of the {side} response is {logp}"
@@ -221,6 +247,7 @@ def _scored(pair: EncodedPair, chosen: float, rejected: float) -> Reference:
         tokens=pair.tokens,
         width=width,
         image_digest=pair.image_digest,
+        generated=generated,
     )
 
 

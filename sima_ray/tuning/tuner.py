@@ -5,7 +5,8 @@ Knows nothing of how workers are started: rank and world are arguments, `torch.d
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sima_ray.tuning.choice import ForwardChoice, choose_forward
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair, read_pairs
 from sima_ray.tuning.engine import device_of, gather_lists, start_engine
 from sima_ray.tuning.forward import PairForward, PairScorer, check_model
+from sima_ray.tuning.generated import Believed, believe
 from sima_ray.tuning.heldout import evaluate
 from sima_ray.tuning.lora import add_lora
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
@@ -60,6 +62,8 @@ class Tuner:
         held_out: What is evaluated on, and not trained on.
         set_aside: What is not, and why.
         forward_note: Why the rows of a pair do not share their prompt, which is slower; None where they do.
+        reference_note: Why all references were computed though the generated ones were asked for; else None.
+        references: How many usable pairs have a "computed" reference, and how many a "generated" one.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class Tuner:
             else ForwardChoice(forward)
         )
         self.forward_note = choice.reason
+        believed = self._believed(choice.forward, pairs)
+        self.reference_note = believed.note
         self._references = reference_pass(
             self.model,
             choice.forward,
@@ -109,9 +115,11 @@ class Tuner:
             world=world,
             gather=gather_lists,
             on_progress=on_reference,
+            given=believed.given,
         )
         self.set_aside: list[Reference] = set_aside(pairs, self._references)
         good = usable(pairs, self._references)
+        self.references = _count(self._references[pair.row_id] for pair in good)
         self.pairs, self.held_out = hold_out(good, config.holdout, job.seed)
         if not good:
             raise TrainingError(
@@ -202,6 +210,23 @@ class Tuner:
         """Write the adapter as a PEFT folder, on rank 0; every worker must call this."""
         write_adapter(self._engine, self.model, folder, self._rank)
 
+    def _believed(self, forward: PairForward, pairs: list[PreferencePair]) -> Believed:
+        """The references that need not be computed."""
+        config = self._job.config
+        if config.reference == "computed":
+            return Believed()
+        return believe(
+            self.model,
+            forward,
+            self._encoder,
+            pairs,
+            seed=self._job.seed,
+            batch_size=config.micro_batch_size,
+            rank=self._rank,
+            world=self._world,
+            gather=gather_lists,
+        )
+
     def _encoded(self, pairs: list[PreferencePair]) -> Iterator[EncodedPair]:
         """The pairs that can be encoded, one after another."""
         for pair in pairs:
@@ -230,13 +255,22 @@ def attention_for(config: TrainingConfig) -> str:
     return "eager" if slow else "sdpa"
 
 
+def _count(references: Iterable[Reference]) -> dict[str, int]:
+    found = Counter("generated" if r.generated else "computed" for r in references)
+    return {"computed": found["computed"], "generated": found["generated"]}
+
+
 def _reference_key(job: TuningJob, pairs: list[PreferencePair]) -> str:
     """Names all that the reference log-probabilities depend on."""
-    texts = ((p.row_id, p.image, p.prompt, p.chosen, p.rejected) for p in pairs)
+    columns = ["row_id", "image", "prompt", "chosen", "rejected"]
+    if job.config.reference == "generated":
+        columns += ["chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
+    rows = [[getattr(pair, column) for column in columns] for pair in pairs]
     parts = {
+        "reference": job.config.reference,
         "model": fingerprint(job.model),
         "dtype": job.config.dtype,
         "max_tokens": job.config.max_tokens,
-        "pairs": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16],
+        "pairs": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
     }
     return json.dumps(parts, sort_keys=True)

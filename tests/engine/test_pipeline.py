@@ -70,6 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     values["policy"]["engine"]["dtype"] = "float32"  # so that two engines can be compared exactly
     values["policy"]["service"] |= {"port": cluster.free_port()}
     values["training"] |= {"epochs": 1, "batch_size": 8, "micro_batch_size": 8}
+    values["training"] |= {"dtype": "float32", "reference": "generated"}
     config = RunConfig.parse(values)
     running = cluster.start(cpus=4, gpus=0)
     try:
@@ -144,6 +145,38 @@ def test_the_preferences_load_everywhere(finished: Finished) -> None:
         assert as_llava["rejected_conversations"][1]["value"] == pair["rejected"]
         assert as_trl["chosen"][0]["content"][0]["text"] == pair["chosen"]
         assert as_trl["images"][0].size == (96, 96)
+
+
+def test_the_engines_log_probabilities_are_those_that_tuning_computes(finished: Finished) -> None:
+    import torch
+
+    from sima_ray.policy.checkpoint import load_policy
+    from sima_ray.tuning.dataset import PairEncoder, read_pairs
+    from sima_ray.tuning.forward import concatenated
+    from sima_ray.tuning.generated import came_with
+
+    model, processor = load_policy(finished.config.policy.model, dtype="float32")
+    encoder = PairEncoder(processor, finished.config.data.images, 512)
+    pairs = read_pairs(str(finished.folder / "round-1" / "pairs.parquet"))
+    apart: dict[str, list[float]] = {"greedy": [], "sampled": []}
+    for pair in map(encoder.encode, pairs):
+        given = came_with(pair)
+        assert given is not None, pair.pair.row_id  # as many tokens, the end among them
+        with torch.no_grad():
+            logps = concatenated(model, [pair])
+        far = abs(given[0] - logps.chosen_B.item()) / len(pair.chosen_C)
+        apart[pair.pair.chosen_from].append(far)
+        far = abs(given[1] - logps.rejected_B.item()) / len(pair.rejected_R)
+        apart[pair.pair.rejected_from].append(far)
+    for kind, distances in apart.items():
+        print(f"{kind}: {len(distances)} responses, {max(distances):.1e} nats a token at most")
+        assert distances and max(distances) < 1e-3
+    generation = finished.config.generation
+    assert (generation.temperature, generation.top_p) == (0.8, 0.9)  # of the sampled ones
+
+    state = json.loads((finished.folder / "round-1" / "train" / "train.json").read_text())
+    assert state["references"] == {"computed": 0, "generated": len(pairs)}
+    assert state["reference_note"] is None and state["warnings"] == []
 
 
 def test_the_adapter_loads_and_only_touches_the_language_model(finished: Finished) -> None:

@@ -82,7 +82,8 @@ def readable(text: str) -> str:
 
 
 def ask(policy: Policy, content: list[Part], **changes: Any) -> Any:
-    request: Any = {"content": content, "max_tokens": 12, "temperature": 0.0} | changes
+    request: Any = {"content": content, "max_tokens": 12, "temperature": 0.0, "logprob": True}
+    request |= changes
     return asyncio.run(_awaited(policy.complete(request)))
 
 
@@ -137,6 +138,8 @@ def test_greedy_answers_are_transformers_own(
     assert answer["logprob"] == pytest.approx(logprob, abs=1e-2)
     assert answer["finish_reason"] in ("stop", "length")
     assert answer["model_version"] == "base"
+    silent = ask(policy, content, logprob=False)
+    assert (silent["text"], silent["logprob"]) == (answer["text"], None)
 
 
 def test_the_first_sampled_answer_is_fast(policy: Policy) -> None:
@@ -204,7 +207,12 @@ def test_many_requests_in_flight_and_a_swap_between_them(
     (before,) = replica_states()
 
     async def load() -> list[Any]:
-        request: Any = {"content": content, "max_tokens": 12, "temperature": 0.0}
+        request: Any = {
+            "content": content,
+            "max_tokens": 12,
+            "temperature": 0.0,
+            "logprob": True,
+        }
         swap = asyncio.create_task(asyncio.to_thread(swap_policy, str(other_weights), "other"))
         answers: list[Any] = []
         while not swap.done():

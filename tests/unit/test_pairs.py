@@ -1,6 +1,7 @@
 """Pairs from decided rows, and the length policy."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,16 @@ def test_pair_follows_the_preference() -> None:
     assert (first.row_id, first.image, first.prompt) == ("r1", "images/1.jpg", "What is there?")
     assert first.weight == 1.0
     assert to_pair(PROMPT, [sampled, greedy], Outcome.PREFERRED_SECOND) == first
+
+
+def test_a_pair_has_the_log_probabilities_of_responses_that_ended() -> None:
+    ended = replace(candidate("a dog", "greedy"), tokens=4, logprob=-2.5)
+    cut = replace(candidate("two ca", "sampled"), finish_reason="length")
+    unknown = replace(candidate("two cats", "sampled"), logprob=None)
+    for other in (cut, unknown):
+        pair = to_pair(PROMPT, [other, ended], Outcome.PREFERRED_SECOND)
+        assert (pair.chosen_logp, pair.chosen_tokens) == (-2.5, 4)
+        assert (pair.rejected_logp, pair.rejected_tokens) == (None, 3)
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if not outcome.is_preference])

@@ -66,6 +66,7 @@ async def test_a_rows_requests_follow_one_another_and_many_rows_are_in_flight(
         assert 4 <= max(open_rows) <= 6
         assert set(asked.values()) == {2}
         assert all(entry["images"] == 1 for entry in book.entries)
+        assert all(entry["logprob"] is (stage is generator) for entry in book.entries)
         if stage is generator:
             for n in range(24):
                 kinds = [entry["kind"] for entry in book.entries if entry["row"] == n]
@@ -147,6 +148,8 @@ async def test_verdicts_become_outcomes(data: DataConfig) -> None:
         "unparseable",
     ]
     assert decided[0]["chosen_from"] == "greedy" and decided[0]["weight"] == 1.0
+    assert (decided[0]["chosen_logp"], decided[0]["rejected_logp"]) == (-1.5, -1.5)
+    assert (decided[0]["chosen_tokens"], decided[0]["rejected_tokens"]) == (2, 2)
     assert [c["choice"] for c in rows[0]["critiques"]] == [1, 2]
     assert [c["choice"] for c in rows[2]["critiques"]] == [1, 1]
     assert [c["choice"] for c in rows[3]["critiques"]] == [None, None]

@@ -1,7 +1,7 @@
 """Pairs, quarantine and ledger from hand-made preferences, under each policy; no Ray runs."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ CHOICES: dict[str, tuple[Any, Any]] = {
     "mumbled": (1, None),
 }
 TIES = ("place 1", "place 2")
+LATER = ["chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
+"""Columns that older folders lack."""
 
 
 def row(number: int, way: str, first: str, second: str) -> dict[str, Any]:
@@ -138,6 +140,10 @@ def test_a_kept_inconsistent_row_has_the_verdict_of_one_order(
                 chosen_from=best["kind"],
                 rejected_from=other["kind"],
                 weight=weight,
+                chosen_logp=-1.5,
+                rejected_logp=-1.5,
+                chosen_tokens=3,
+                rejected_tokens=3,
             )
             assert int(not first) in {preferred_candidate(critique) for critique in critiques}
     # The critic's own words are as they were: the same folder gives other policies' pairs.
@@ -151,6 +157,28 @@ def test_training_reads_the_weight(rows: list[Any], tmp_path: Path) -> None:
     read = dataset.read_pairs(f"{preferences}-out/pairs.parquet")
     assert read == list(pairs.values())
     assert Counter(pair.weight for pair in read) == {1.0: 20, 0.25: 20}
+
+
+def test_folders_of_a_version_without_log_probabilities(rows: list[Any], tmp_path: Path) -> None:
+    """Their rows are as they were, beside new ones too; the pairs made of them have none."""
+    preferences = write(tmp_path, rows)
+    _, pairs = pairs_under(preferences, inconsistent_weight=0.5)
+    new = set(pq.read_table(Path(preferences) / "2.parquet")["row_id"].to_pylist())
+    for name in ("0.parquet", "1.parquet"):
+        file = Path(preferences) / name
+        pq.write_table(pq.read_table(file).drop_columns(LATER), file)
+    unknown = dict.fromkeys(LATER)
+    expected = {
+        i: pair if i in new or pair.weight != 1.0 else replace(pair, **unknown)
+        for i, pair in pairs.items()
+    }
+    assert pairs_under(preferences, inconsistent_weight=0.5)[1] == expected
+
+    file = Path(f"{preferences}-out", "pairs.parquet")
+    assert dataset.read_pairs(str(file)) == list(expected.values())
+    pq.write_table(pq.read_table(file).drop_columns(LATER), file)
+    old = [replace(pair, **unknown) for pair in expected.values()]
+    assert dataset.read_pairs(str(file)) == list(read_pairs(str(file))) == old
 
 
 @given(kept=st.sets(st.integers(0, 69)), seed=st.integers(0, 3))

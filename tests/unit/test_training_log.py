@@ -102,3 +102,12 @@ def test_a_warning_reaches_whoever_follows(tmp_path: Path):
         log.step(metrics(step, 1 / step, -50.0, tokens_per_s=1))
     told = json.loads((tmp_path / "progress.json").read_text())["warnings"]
     assert len(told) == 1 and told[0].startswith("step 10: the loss falls")
+
+
+def test_a_warning_from_before_the_first_step_is_told_too(tmp_path: Path):
+    log = log_in(tmp_path)
+    log.warn("all references were computed")
+    log.begin(0, 2, float)
+    log.step(metrics(1, 1.0, 0.0, tokens_per_s=1))
+    told = json.loads((tmp_path / "progress.json").read_text())["warnings"]
+    assert told == ["all references were computed"]
