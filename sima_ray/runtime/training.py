@@ -12,6 +12,7 @@ The output folder holds
     checkpoints/        Ray Train's, while the run lasts
 """
 
+import logging
 import os
 import tempfile
 import time
@@ -35,7 +36,10 @@ from sima_ray.runtime.training_log import (
     update_state,
 )
 
+_LOG = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of checkpoints, in that folder."""
 _NOT_IDENTITY = {
     "micro_batch_size",
     "tokens_per_micro_batch",
@@ -120,13 +124,14 @@ def run_training(
     if state["status"] != "done":
         spent = state.get("seconds", 0.0)
         update_state(folder, state | {"status": "started"})
+        _forget_damaged(folder)
         with Watch(folder, on_progress):
             try:
                 _fit(folder, settings)
             finally:
                 seconds = round(spent + time.monotonic() - started, 2)
                 state = update_state(folder, {"seconds": seconds})
-        _remove(folder.path(CHECKPOINTS))
+    _remove(folder.path(CHECKPOINTS))  # also what a driver left that was killed after the end
     # A driver that was killed after the end left no seconds, an older version none of the others.
     state = dict[str, Any](seconds=0.0, held_out=0, warnings=[]) | state
     names = [field.name for field in fields(TrainingResult) if field.name != "adapter"]
@@ -156,6 +161,21 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     full = TrainingConfig.model_validate(settings["training"]).model_dump(mode="json")
     training = {f"training.{k}": v for k, v in full.items() if k not in _NOT_IDENTITY}
     return {k: v for k, v in settings.items() if k != "training"} | training
+
+
+def _forget_damaged(folder: RunFolder) -> None:
+    """Begin anew where the list of checkpoints is cut short, which would end every further call.
+
+    Ray Train writes the list in place: who is killed in that moment leaves part of it, or nothing.
+    """
+    if not folder.exists(CHECKPOINTS, _SNAPSHOT):
+        return
+    try:
+        folder.read_json(CHECKPOINTS, _SNAPSHOT)
+    except ValueError:
+        path = folder.path(CHECKPOINTS)
+        _LOG.warning("%s: the list of checkpoints is damaged: training begins anew", path)
+        _remove(path)
 
 
 def _fit(folder: RunFolder, settings: dict[str, Any]) -> None:
