@@ -132,6 +132,63 @@ def serve(
 
 
 @app.command()
+def critique(
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JPEG, PNG or WebP.", show_default=False)
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What was asked.", show_default=False)
+    ] = None,
+    response: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Give two or more.", show_default=False),
+    ] = None,
+    ground_truth: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The answer known to be right.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead: JSON lines of image (relative to the file), question, ground_truth, "
+            "responses and id; `-`: standard input. Writes a JSON line for each.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Default: $SIMA_CRITIC_URL, or http://127.0.0.1:8000.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Default: $SIMA_CRITIC_TOKEN, or the file that `sima serve` wrote."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds a case, tries and waits included.")
+    ] = 600.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Cases of --file at once.")] = 8,
+) -> None:
+    """Ask a served critic which response to a question about an image is better.
+
+    sima critique --image cat.png --question "What is it?" --response "A cat." --response "A dog."
+    """
+    from sima_ray.errors import ConfigError
+
+    if file is not None and (image or question or response or ground_truth):
+        raise ConfigError("--file holds the cases: leave out --image, --question, --response, …")
+    if file is None and (not question or len(response or []) < 2):
+        raise ConfigError("give --question and two or more --response, or --file cases.jsonl")
+    from sima_ray.client import AsyncCriticClient, Case, CriticClient, Retry
+    from sima_ray.client.command import critique_file, critique_one
+
+    if file is not None:
+        many = AsyncCriticClient(url, token_file=token_file, timeout=timeout)
+        critique_file(many, file, concurrency, sys.stdout)
+        return
+    one = CriticClient(url, token_file=token_file, timeout=timeout, retry=Retry(attempts=4))
+    critique_one(one, Case(question or "", response or [], image, ground_truth), as_json)
+
+
+@app.command()
 def up(
     cpus: Annotated[int, typer.Option(min=1, help="Logical CPUs.")] = 4,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs; default: all found.")] = None,

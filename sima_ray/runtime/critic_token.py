@@ -7,9 +7,14 @@ from pathlib import Path
 from sima_ray.runtime.cluster import home
 
 
+def token_path() -> Path:
+    """Where the token lies, or would: $SIMA_HOME/critic-token."""
+    return home() / "critic-token"
+
+
 def token_file() -> Path:
-    """Where the token lies: $SIMA_HOME/critic-token, made with a random token when it is missing."""
-    file = home() / "critic-token"
+    """`token_path`, made with a random token when it is missing."""
+    file = token_path()
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")  # renamed when whole: an empty token must never be one

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 LEVELS: list[tuple[str, ...]] = [
     ("jobs", "serve_apps", "sima_ray.cli"),
-    ("sima_ray.runtime",),
+    ("sima_ray.runtime", "sima_ray.client"),
     ("sima_ray.data", "sima_ray.tuning", "sima_ray.policy"),
     ("sima_ray.critic", "sima_ray.pairs", "sima_ray.ledger", "sima_ray.metrics", "sima_ray.loss"),
     ("sima_ray.ports", "sima_ray.config", "sima_ray.records", "sima_ray.errors", "sima_ray.images"),
