@@ -79,22 +79,33 @@ def find_in_cluster(address: str | None = None, timeout_s: float = 10.0) -> str:
 
     Raises:
         ClusterError: No cluster.
+        TokenRefused: The cluster needs a token that we do not have.
         CriticUnavailable: The cluster does not answer, or has no critic.
     """
     from sima_ray.runtime.submission import find_cluster
 
     target = find_cluster(address)
-    headers = {"Authorization": f"Bearer {target.token}"} if target.token else {}
+    token = target.token or _ray_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with httpx.Client(
             timeout=timeout_s, trust_env=not Endpoint(target.address).is_local
         ) as http:
             reply = http.get(f"{target.address}/api/serve/applications/", headers=headers)
+        if reply.status_code in (401, 403):
+            raise TokenRefused(
+                f"{target.address}: the cluster refuses us: give its token in $RAY_AUTH_TOKEN",
+                reply.status_code,
+                "unauthorized",
+            )
         reply.raise_for_status()
         found: dict[str, Any] = reply.json()
+    except TokenRefused:
+        raise
     except (httpx.HTTPError, ValueError) as error:
+        words = " ".join(str(error).split())
         raise CriticUnavailable(
-            f"{target.address}: the cluster does not say what it serves: {error}",
+            f"{target.address}: the cluster does not say what it serves: {words}",
             code="unreachable",
         ) from error
     app = (found.get("applications") or {}).get("critic")
@@ -106,6 +117,17 @@ def find_in_cluster(address: str | None = None, timeout_s: float = 10.0) -> str:
         )
     host = "127.0.0.1" if listens["host"] == "0.0.0.0" else listens["host"]
     return f"http://{host}:{listens['port']}{app['route_prefix']}".rstrip("/")
+
+
+def _ray_token() -> str | None:
+    """The token of a cluster that is not ours, from where Ray's own clients take it."""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _checked_url(url: str) -> str:

@@ -58,7 +58,12 @@ Handler = Callable[[httpx.Request], httpx.Response]
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No settings but the test's."""
-    for name in ("SIMA_CRITIC_URL", "SIMA_CRITIC_TOKEN", "RAY_API_SERVER_ADDRESS"):
+    for name in (
+        "SIMA_CRITIC_URL",
+        "SIMA_CRITIC_TOKEN",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SIMA_HOME", str(tmp_path))
     return tmp_path
@@ -443,11 +448,12 @@ def test_tokens_that_are_none(home: Path) -> None:
         CriticClient(token="a\r\nb")
 
 
-def test_the_cluster_knows_the_url() -> None:
+def test_the_cluster_knows_the_url(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dashboard(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             assert self.path == "/api/serve/applications/"
-            says(200, found)(self)
+            known = self.headers.get("Authorization") == "Bearer of-the-cluster"
+            says(200 if known else 401, found)(self)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -457,6 +463,10 @@ def test_the_cluster_knows_the_url() -> None:
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     try:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "auth-token"))
+        with pytest.raises(TokenRefused, match=r"give its token in \$RAY_AUTH_TOKEN"):
+            find_in_cluster(address)
+        (home / "auth-token").write_text("of-the-cluster\n")
         with pytest.raises(CriticUnavailable, match="no critic is served there: sima serve"):
             find_in_cluster(address)
         found["http_options"] = {"host": "0.0.0.0", "port": 8123}
