@@ -188,7 +188,7 @@ class Readiness:
 
 def make_app(settings: CriticApp, policy: Policy) -> App:
     """The guarded ASGI application; `policy` is whatever answers."""
-    api = FastAPI(title="sima-ray critic", docs_url=None, redoc_url=None)
+    api = FastAPI(title="sima-ray critic", docs_url=None, redoc_url=None, redirect_slashes=False)
     judge, service = Judge(policy, settings.critic), settings.service
 
     @api.post("/v1/critique")
@@ -219,8 +219,7 @@ def make_app(settings: CriticApp, policy: Policy) -> App:
 
     _answer_errors(api)
     tokens = Tokens(settings.token_hashes, service.token_file, settings.without_token)
-    limits = Limits(service.max_body_bytes, service.max_ongoing_requests)
-    return Guard(api, tokens, limits)
+    return Guard(api, tokens, Limits.of(service))
 
 
 def to_case(request: CritiqueRequest, service: ServiceConfig) -> Case:
@@ -291,7 +290,7 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         problems = [
-            f"{'.'.join(str(place) for place in e['loc'] if place != 'body') or 'body'}: "
+            f"{'.'.join(str(place)[:100] for place in e['loc'] if place != 'body') or 'body'}: "
             f"{str(e['msg']).removeprefix('Value error, ')}"
             for e in error.errors()[:5]
         ]

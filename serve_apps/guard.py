@@ -16,9 +16,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from serve_apps.strict_json import NotJson, check_json
+from sima_ray.config import ServiceConfig
 from sima_ray.runtime.critic_token import token_hash
 
 logger = logging.getLogger("ray.serve")
@@ -106,7 +107,12 @@ class Limits:
 
     body_bytes: int
     at_once: int
-    read_s: float = 60.0
+    read_s: float
+
+    @classmethod
+    def of(cls, service: ServiceConfig) -> Self:
+        """The limits that a service's settings name."""
+        return cls(service.max_body_bytes, service.max_ongoing_requests, service.body_timeout_s)
 
 
 class Guard:

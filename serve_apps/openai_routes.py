@@ -31,7 +31,7 @@ def with_openai_routes(policy: Application, llm_config: Any, config: PolicyConfi
     api.add_middleware(
         Guard,  # type: ignore[arg-type]
         tokens=Tokens(file=service.token_file),
-        limits=Limits(service.max_body_bytes, service.max_ongoing_requests),
+        limits=Limits.of(service),
     )
     ingress = make_fastapi_ingress(
         OpenAiIngress, endpoint_map={route: DEFAULT_ENDPOINTS[route] for route in ROUTES}, app=api

@@ -111,6 +111,9 @@ class ServiceConfig(Section):
         default=50_000_000, ge=1, description="Larger images are refused, by their header."
     )
     max_text_chars: int = Field(default=20_000, ge=1, description="Of each text in a request.")
+    body_timeout_s: float = Field(
+        default=60.0, gt=0, description="For a request's body to arrive; then 408."
+    )
     request_timeout_s: float = Field(
         default=600.0,
         gt=0,

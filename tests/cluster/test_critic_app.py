@@ -180,6 +180,8 @@ def test_malformed_requests_get_422(http: httpx.Client, change: dict[str, Any]) 
         (b"[" * 50_000, {400, 422}),
         (b'{"question": NaN}', {422}),
         (b"x" * 200_001, {413}),
+        (b'{"question": "a", "question": "b"}', {422}),
+        (b"9" * 5_000, {422}),
     ],
 )
 def test_raw_nonsense_gets_4xx(http: httpx.Client, raw: bytes, statuses: set[int]) -> None:
