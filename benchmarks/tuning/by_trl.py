@@ -22,7 +22,10 @@ from typing import Any
 import torch
 from datasets import Dataset, Image, List
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]
+from trl import (  # pyright: ignore[reportMissingImports]
+    DPOConfig,  # pyright: ignore[reportPrivateImportUsage]
+    DPOTrainer,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from benchmarks.tuning.shapes import BETA, LEARNING_RATE, Work
 from benchmarks.tuning.trial import Clock
