@@ -6,6 +6,7 @@ Importing this takes many seconds (vLLM): only replicas do.
 import asyncio
 import io
 import logging
+import math
 import os
 import re
 import uuid
@@ -19,10 +20,11 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from serve_apps.gate import Gate
+from serve_apps.weights import Weights, last_line
 from sima_ray.config import PolicyConfig
 from sima_ray.images import ImageProblem, decode_image
-from sima_ray.policy.chat import harmless_messages, render_prompt, special_texts
+from sima_ray.policy.chat import render_prompt
+from sima_ray.policy.sample import compare_sample, sample_cases
 from sima_ray.ports import Completion, JsonDict, Part, image_part, text_part
 
 logger = logging.getLogger("ray.serve")
@@ -53,12 +55,8 @@ class PolicyServer(LLMServer):
     """The policy: answers `sima_ray.ports.CompletionRequest`s, and takes new weights in place."""
 
     config: PolicyConfig
-    _gate: Gate
+    weights: Weights
     _processor: Any
-    _loaded: str  # the folder of the weights that answer
-    _version: str  # their name; empty while the replica starts
-    _swap_error: str
-    _broken: str
 
     @classmethod
     async def create(cls, llm_config: Any, config: PolicyConfig) -> "PolicyServer":
@@ -67,16 +65,12 @@ class PolicyServer(LLMServer):
         server = cls.sync_init(llm_config, engine_cls=engine_cls)
         assert isinstance(server, cls)
         server.config = config
-        server._gate = Gate()
-        server._loaded = config.model
-        server._version = ""
-        server._swap_error = ""
-        server._broken = ""
+        server.weights = Weights(config.model, server._load, server._check)
         server._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, config.model)
         try:
             await server.start()
         except RuntimeError as error:
-            raise RuntimeError(engine_words() or _last_line(error)) from error
+            raise RuntimeError(engine_words() or last_line(error)) from error
         await server._warm_up()
         return server
 
@@ -84,8 +78,7 @@ class PolicyServer(LLMServer):
         """Answer one request (see `sima_ray.ports`)."""
         try:
             prompt, params = await asyncio.to_thread(self._prepare, request)
-            async with self._gate.together():
-                version = self._version
+            async with self.weights.answering() as version:
                 output = await self._generate(prompt, params)
         except BadRequest as problem:
             return {"error": str(problem)}
@@ -103,43 +96,9 @@ class PolicyServer(LLMServer):
             "model_version": version,
         }
 
-    async def swap(self, model: str, version: str) -> None:
-        """Load other weights of the same architecture in place.
-
-        When that fails the former weights are loaded again and `state` tells why; when even this fails the
-        replica reports itself unhealthy, and Serve replaces it.
-        """
-        async with self._gate.alone():
-            self._swap_error = ""
-            if model != self._loaded:
-                try:
-                    await self._load(model)
-                except Exception as error:
-                    if not self._version:  # a replica that starts: nothing to fall back to
-                        raise
-                    self._swap_error = _last_line(error).removeprefix(
-                        "Call to collective_rpc method failed: "
-                    )
-                    logger.exception("Loading the weights of %r failed", version)
-                    await self._fall_back()
-                    return
-                self._loaded = model
-            self._version = version
-
-    def state(self) -> JsonDict:
-        """The version that answers, and why the last swap failed, if it did."""
-        return {"version": self._version, "swap_error": self._swap_error}
-
-    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
-        """For the OpenAI routes: what the engine answers, once no text can pose as an image."""
-        specials = special_texts(self._processor)
-        request.messages = harmless_messages(request.messages, specials)
-        return await super().chat(request, raw_request_info)
-
     async def check_health(self) -> None:
         """Raises when the engine is dead or its weights are in doubt."""
-        if self._broken:
-            raise RuntimeError(self._broken)
+        self.weights.check_health()
         await super().check_health()
 
     async def _load(self, model: str) -> None:
@@ -149,12 +108,20 @@ class PolicyServer(LLMServer):
         finally:
             await self.resume()
 
-    async def _fall_back(self) -> None:
-        try:
-            await self._load(self._loaded)
-        except Exception as error:
-            self._broken = f"weights in doubt after a failed swap: {_last_line(error)}"
-            logger.exception("Loading the former weights failed")
+    async def _check(self, sample: JsonDict) -> float:
+        """How far these weights are from a sample (see `sima_ray.policy.sample`)."""
+        found: list[list[float]] = []
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        for case, wanted in zip(sample_cases(self._processor), sample["logprobs"], strict=True):
+            image = decode_image(case.image, self.config.service.max_image_pixels)
+            prompt = {"prompt": case.text, "multi_modal_data": {"image": [image]}}
+            output = await self._generate(prompt, params)
+            tokens, logprobs = output.prompt_token_ids or [], output.prompt_logprobs or []
+            last = list(zip(tokens, logprobs, strict=True))[-len(wanted) :]
+            found.append([entry[token].logprob if entry else math.nan for token, entry in last])
+        return compare_sample(sample, found)
 
     def _prepare(self, request: JsonDict) -> tuple[JsonDict, SamplingParams]:
         """The engine's prompt and parameters; runs in a thread, since it decodes images."""
@@ -267,8 +234,3 @@ def _grey_png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
     return file.getvalue()
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

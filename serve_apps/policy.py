@@ -34,13 +34,13 @@ class Policy:
         return await self._server.complete(request)
 
     async def reconfigure(self, user_config: JsonDict) -> None:
-        """Serve's hook: `{"model": folder, "version": name}`; other weights are swapped in place."""
-        await self._server.swap(user_config["model"], user_config["version"])
+        """Serve's hook: the arguments of `serve_apps.weights.Weights.swap`, in place."""
+        await self._server.weights.swap(**user_config)
 
     async def state(self) -> JsonDict:
         """Which replica this is and what it serves."""
         replica = serve.get_replica_context().replica_id.unique_id
-        return {"replica": replica, "pid": os.getpid(), **self._server.state()}
+        return {"replica": replica, "pid": os.getpid(), **self._server.weights.state()}
 
     async def check_health(self) -> None:
         """Serve's hook: raises when the replica must be replaced."""

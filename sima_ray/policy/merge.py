@@ -29,13 +29,13 @@ from sima_ray.policy.checkpoint import (
     weight_files,
     weight_names,
 )
+from sima_ray.policy.sample import VERSION_FILE, make_sample
+from sima_ray.ports import JsonDict
 from sima_ray.records import PreferencePair
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair
 from sima_ray.tuning.forward import base_of, response_logps
 
 _LONGEST = 1 << 20
-VERSION_FILE = "sima.json"
-"""Says of a merged folder what it was made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def merge(
         rows, expected = _merge_into(
             temporary, base, adapter, probe, images, config, write or _write
         )
-        report = _compare(temporary, rows, expected, config)
-        version = {"version": report.version, **origin, "parity": asdict(report)}
+        report, sample = _compare(temporary, rows, expected, config)
+        version = {"version": report.version, **origin, "parity": asdict(report), "sample": sample}
         (temporary / VERSION_FILE).write_text(json.dumps(version, indent=2) + "\n")
         temporary.rename(target)
     finally:
@@ -133,14 +133,14 @@ def _merge_into(
 
 def _compare(
     folder: Path, rows: Sequence[EncodedPair], expected: list[torch.Tensor], config: MergeConfig
-) -> ParityReport:
-    """Load the merged policy from disk and compare.
+) -> tuple[ParityReport, JsonDict]:
+    """Load the merged policy from disk and compare; also its sample, for whoever serves it.
 
     Raises:
         ParityError: It computes something else.
     """
     gc.collect()  # base + adapter, before another model of that size is loaded
-    merged, _ = load_policy(folder)
+    merged, processor = load_policy(folder)
     found = _logps(merged, rows)
     deltas = torch.cat([(a - b).abs() for a, b in zip(expected, found, strict=True)])
     report = ParityReport(
@@ -155,7 +155,7 @@ def _compare(
             f"the merged model differs from base + adapter by {report.difference:.3g} per response token "
             f"(allowed: {config.tolerance:g}) on {report.rows} rows; it is not published"
         )
-    return report
+    return report, make_sample(merged, processor)
 
 
 def _encode(

@@ -1,8 +1,14 @@
-"""Serve's declared applications: read them, apply changed ones, wait until one runs or say why it does not."""
+"""Serve's declared applications: read them, change one, wait until it runs or say why it does not.
 
+A declarative deploy states *all* applications. So a change reads the present ones, changes one and states them
+all again; Serve's controller takes that only where nobody changed any of them meanwhile, else it is made again.
+No process holds anything: one that dies has made its change or has not.
+"""
+
+import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -17,6 +23,7 @@ from sima_ray.errors import ClusterError, ServiceError
 from sima_ray.ports import JsonDict
 
 POLL_S = 0.1
+CHANGE_TIMEOUT_S = 60.0
 NEVER_FITS_AFTER_S = 5.0
 
 
@@ -37,27 +44,115 @@ def details() -> ServeInstanceDetails | None:
 
 def applications() -> dict[str, JsonDict]:
     """The declared applications, by name."""
-    found = details()
-    if found is None:
-        return {}
-    return {
-        name: app.deployed_app_config.model_dump(exclude_unset=True)
-        for name, app in found.applications.items()
-        if app.deployed_app_config is not None and app.status != ApplicationStatus.DELETING
-    }
+    return {} if client() is None else _read()[1]
 
 
 def apply(app: JsonDict) -> None:
-    """Add or change one application, and leave the others as they are."""
-    apply_all(applications() | {app["name"]: app})
+    """Add or replace one application, and leave the others as they are."""
+    _change_all(lambda apps: apps | {app["name"]: app})
 
 
-def apply_all(apps: dict[str, JsonDict]) -> None:
-    """State all applications; one that is declared now and is not among them is removed."""
+def change(name: str, changed: Callable[[JsonDict], JsonDict]) -> tuple[JsonDict, JsonDict]:
+    """Change one declared application, and leave the others as they are.
+
+    Args:
+        name: Of the application.
+        changed: Makes the new declaration out of the present one, without changing that; called again when
+            others were faster.
+
+    Returns:
+        Its declarations before and after.
+
+    Raises:
+        ServiceError: No such application.
+    """
+
+    def one(apps: dict[str, JsonDict]) -> dict[str, JsonDict]:
+        if name not in apps:
+            there = f"; there are: {', '.join(sorted(apps))}" if apps else ""
+            raise ServiceError(f"no application {name!r} is deployed{there}")
+        return apps | {name: changed(apps[name])}
+
+    before, after = _change_all(one)
+    return before[name], after[name]
+
+
+def withdraw(name: str) -> bool:
+    """Take one application out of the declared ones; whether it was among them."""
+    before, _ = _change_all(lambda apps: {key: apps[key] for key in apps if key != name})
+    return name in before
+
+
+def _change_all(
+    changed: Callable[[dict[str, JsonDict]], dict[str, JsonDict]],
+) -> tuple[dict[str, JsonDict], dict[str, JsonDict]]:
+    """Change the declared applications; what they were and what they are now."""
+    if client() is None:
+        raise ServiceError("Serve does not run on this cluster: nothing is deployed")
+    deadline = time.monotonic() + CHANGE_TIMEOUT_S
+    while True:
+        seen, before = _read()
+        after = changed(before)
+        if after == before or _state_all(after, seen):
+            return before, after
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"others have been changing Serve's applications for {CHANGE_TIMEOUT_S:.0f} s: try again"
+            )
+        time.sleep(POLL_S * random.random())
+
+
+def _read() -> tuple[JsonDict, dict[str, JsonDict]]:
+    """All that is declared, for `_state_all`; and of that the applications that are not being removed.
+
+    Those that run come without their `initial_replicas`: Serve would go back to that number whenever a
+    declaration changes, so that new weights under load would end all replicas but one.
+    """
+    seen = _dumped(ray.get(client()._controller.get_app_configs.remote()))
+    found = details()
+    states = {name: app.status for name, app in found.applications.items()} if found else {}
+    return seen, {
+        name: _without_initial(app) if states[name] == ApplicationStatus.RUNNING else app
+        for name, app in seen.items()
+        if states.get(name, ApplicationStatus.DELETING) != ApplicationStatus.DELETING
+    }
+
+
+def _state_all(apps: dict[str, JsonDict], seen: JsonDict) -> bool:
+    """State all applications, if what is declared still is what was seen; whether it was.
+
+    One that is declared now and is not among them is removed.
+    """
+
+    # Nested, so that it travels by value: the controller may have another revision of this project, or none.
+    def compare_and_apply(controller: Any, seen: JsonDict, schema: Any) -> bool:
+        now = (
+            controller.get_app_configs()
+        )  # both methods are synchronous: nobody comes between them
+        if {name: app.model_dump(exclude_unset=True) for name, app in now.items()} != seen:
+            return False
+        controller.apply_config(schema)
+        return True
+
     schema = ServeDeploySchema(
         applications=[ServeApplicationSchema(**app) for app in apps.values()]
     )
-    client().deploy_apps(schema)
+    call = client()._controller.__ray_call__.remote(compare_and_apply, seen, schema)
+    return bool(ray.get(call))
+
+
+def _dumped(apps: dict[str, ServeApplicationSchema]) -> JsonDict:
+    return {name: app.model_dump(exclude_unset=True) for name, app in apps.items()}
+
+
+def _without_initial(app: JsonDict) -> JsonDict:
+    deployments = [dict(deployment) for deployment in app.get("deployments", [])]
+    for deployment in deployments:
+        if isinstance(scaling := deployment.get("autoscaling_config"), dict):
+            deployment["autoscaling_config"] = {
+                key: value for key, value in scaling.items() if key != "initial_replicas"
+            }
+    return app | ({"deployments": deployments} if deployments else {})
 
 
 def ensure_room(needs: Sequence[dict[str, float]]) -> None:
@@ -122,17 +217,25 @@ def _reason(app: Any) -> str:
     return ""
 
 
-def _lacking(needs: Sequence[dict[str, float]]) -> str:
-    """What no node has, in words; empty when each bundle fits some node, or nodes may still join."""
+def may_grow() -> bool:
+    """Whether nodes may still join: only a cluster on loopback without an autoscaler is known to stay as it is."""
     from ray._private.state import state
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    # An autoscaler may add what is missing. Only a cluster on loopback is known to stay as it is.
-    if state.get_max_resources_from_cluster_config() is not None or any(
-        not node["NodeManagerAddress"].startswith("127.") for node in alive
-    ):
+    return state.get_max_resources_from_cluster_config() is not None or any(
+        not node["NodeManagerAddress"].startswith("127.") for node in ray.nodes() if node["Alive"]
+    )
+
+
+def node_resources() -> list[dict[str, float]]:
+    """All resources of each node, used or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _lacking(needs: Sequence[dict[str, float]]) -> str:
+    """What no node has, in words; empty when each bundle fits some node, or nodes may still join."""
+    if may_grow():
         return ""
-    nodes = [node["Resources"] for node in alive]
+    nodes = node_resources()
     for bundle in needs:
         if not any(_fits(bundle, node) for node in nodes):
             wanted = ", ".join(f"{amount:g} {key}" for key, amount in bundle.items())

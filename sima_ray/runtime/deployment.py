@@ -5,6 +5,9 @@ import math
 from sima_ray.config import EngineConfig, PolicyConfig, ServiceConfig
 from sima_ray.ports import JsonDict
 
+METRICS_INTERVAL_S = 1.0
+LOOK_BACK_S = 5.0
+
 
 def deployment_options(config: PolicyConfig) -> JsonDict:
     """Serve's options for the deployment, each set on purpose."""
@@ -37,6 +40,10 @@ def scaling_options(service: ServiceConfig) -> JsonDict:
             "target_ongoing_requests": service.target_ongoing_requests,
             "upscale_delay_s": service.upscale_delay_s,
             "downscale_delay_s": service.downscale_delay_s,
+            # Load is looked at every second over the last few: Serve's own 10 s and 30 s would come before
+            # `upscale_delay_s`, and a stage sends all its requests at once.
+            "metrics_interval_s": METRICS_INTERVAL_S,
+            "look_back_period_s": LOOK_BACK_S,
         },
     }
 

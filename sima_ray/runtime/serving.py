@@ -1,11 +1,9 @@
 """Serve applications from Python: start Serve, deploy the policy and the critic, swap weights, remove.
 
 Everything is declarative (as `serve deploy FILE` is), because only then a new `user_config` reaches running
-replicas in place. A declarative deploy states *all* applications: each change here reads the present ones,
-changes one, and applies them together; changes from several processes at once must take turns.
+replicas in place. Processes that change applications at once take turns (`sima_ray.runtime.applications`).
 """
 
-import contextlib
 import socket
 import time
 from collections.abc import Sequence
@@ -16,18 +14,19 @@ from ray import serve
 from sima_ray.config import CriticConfig, PolicyConfig, ServiceConfig
 from sima_ray.errors import ConfigError, ServiceError
 from sima_ray.policy.checkpoint import check_policy
+from sima_ray.policy.sample import read_sample
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.applications import (
     POLL_S,
-    applications,
     apply,
-    apply_all,
+    change,
     details,
     ensure_room,
     wait,
     wait_until_gone,
+    withdraw,
 )
-from sima_ray.runtime.client import DEPLOYMENT
+from sima_ray.runtime.client import DEPLOYMENT, MAY_PASS
 from sima_ray.runtime.deployment import bundles, scaling_options
 
 
@@ -90,7 +89,7 @@ def deploy_policy(
     )
     app: JsonDict = {
         "name": name,
-        "route_prefix": "/policy" if service.openai_routes else None,
+        "route_prefix": f"/{name}" if service.openai_routes else None,
         "import_path": "serve_apps.policy:build_app",
         "runtime_env": job_runtime_env(),
         "args": config.model_copy(update={"service": fixed}).model_dump(mode="json"),
@@ -110,29 +109,62 @@ def deploy_policy(
 GUARD_FIELDS = ("max_body_bytes", "max_image_pixels", "max_text_chars", "token_file")
 
 
-def swap_policy(model: str, version: str, name: str = "policy", timeout_s: float = 300.0) -> None:
+def swap_policy(
+    model: str,
+    version: str,
+    name: str = "policy",
+    timeout_s: float = 300.0,
+    sample: JsonDict | None = None,
+) -> list[JsonDict]:
     """Load other weights of the same architecture on all replicas, in place.
 
-    Returns when every replica answers with the new version. When one cannot load them, the application's
-    former version is put back.
+    Where there is a sample of what they compute, each replica compares before it answers with them. Replicas that
+    start later take the same weights by the same rule. When one replica cannot take them, all get the former
+    ones back.
+
+    Args:
+        model: The folder.
+        version: The name of these weights in every answer.
+        name: The application's name.
+        timeout_s: How long to wait.
+        sample: Default: what merging left beside the weights, if it did.
+
+    Returns:
+        What each replica says of itself (see `replica_states`).
 
     Raises:
-        ModelError: A model folder that is missing or incomplete.
-        ServiceError: No such application, or a replica that could not load the weights (with its reason).
+        ModelError: A model folder that is missing, incomplete or damaged.
+        ServiceError: No such application, or a replica that could not take the weights (with its reason).
     """
     check_policy(model)
-    app = applications().get(name)
-    if app is None:
-        raise ServiceError(f"no application {name!r} is deployed")
-    before = _user_config(app)
-    apply(_with_user_config(app, {"model": model, "version": version}))
+    sample = sample or read_sample(model)
+    new = {"model": model, "version": version} | ({"sample": sample} if sample else {})
+    return swap_user_config(new, name, timeout_s)
+
+
+def swap_user_config(new: JsonDict, name: str, timeout_s: float) -> list[JsonDict]:
+    """Give all replicas of an application these arguments of `serve_apps.weights.Weights.swap`, or none.
+
+    Returns:
+        What each replica says of itself.
+
+    Raises:
+        ServiceError: No such application, or a replica that could not take them.
+    """
+    app, _ = change(name, lambda app: _with_user_config(app, new))
+    before = user_config(app)
     try:
-        _wait_for_version(name, version, timeout_s)
-    except ServiceError:
-        apply(_with_user_config(app, before))
-        with contextlib.suppress(ServiceError):
-            _wait_for_version(name, before["version"], timeout_s)
-        raise
+        return _wait_for_version(name, new["version"], timeout_s)
+    except ServiceError as error:
+        change(name, lambda app: _with_user_config(app, before))
+        version = before["version"]
+        try:
+            states = _wait_for_version(name, version, timeout_s, ignore_errors=True)
+        except ServiceError as again:
+            raise ServiceError(f"{error}; and going back to {version!r} failed: {again}") from error
+        raise ServiceError(
+            f"{error}; {version!r} answers again, on all {len(states)} replicas"
+        ) from error
 
 
 def deploy_critic(
@@ -188,6 +220,11 @@ def deploy_critic(
     return f"http://{address}{route_prefix}".rstrip("/")
 
 
+def critic_of(policy: str) -> tuple[str, str]:
+    """Name and route prefix of the critic that asks a policy application, so that several fit one cluster."""
+    return ("critic", "/") if policy == "policy" else (f"critic-{policy}", f"/critic-{policy}")
+
+
 def remove(name: str, timeout_s: float = 300.0) -> None:
     """Remove an application, and wait until its replicas are gone; no error when there is none.
 
@@ -196,10 +233,7 @@ def remove(name: str, timeout_s: float = 300.0) -> None:
     """
     if details() is None:
         return
-    apps = applications()
-    if apps.pop(name, None) is not None:
-        apply_all(apps)
-    else:
+    if not withdraw(name):
         serve.delete(name, _blocking=False)
     wait_until_gone(name, timeout_s)
 
@@ -214,18 +248,35 @@ def replica_states(name: str = "policy", timeout_s: float = 60.0) -> list[JsonDi
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         # A handle picks replicas by itself: ask in rounds until each that Serve lists has answered.
-        wanted = _running_replicas(name)
+        wanted = running_replicas(name)
         if not wanted:
             return []
         asked = [handle.state.remote() for _ in range(4 * len(wanted))]
         states: dict[str, JsonDict] = {}
         for response in asked:
-            state = response.result(timeout_s=max(1.0, deadline - time.monotonic()))
+            try:
+                state = response.result(timeout_s=max(1.0, deadline - time.monotonic()))
+            except MAY_PASS:  # it ended meanwhile, or has no time
+                continue
             states[state["replica"]] = state
         if wanted <= set(states):
             return [states[replica] for replica in sorted(wanted)]
         time.sleep(POLL_S)
     raise ServiceError(f"not every replica of {name!r} answered within {timeout_s:.0f} s")
+
+
+def running_replicas(name: str) -> set[str]:
+    """The ids of a policy application's running replicas.
+
+    Raises:
+        ServiceError: No such application.
+    """
+    found = details()
+    app = found.applications.get(name) if found else None
+    if app is None or DEPLOYMENT not in app.deployments:
+        raise ServiceError(f"no policy application {name!r} is deployed")
+    replicas = app.deployments[DEPLOYMENT].replicas
+    return {replica.replica_id for replica in replicas if replica.state == "RUNNING"}
 
 
 def job_runtime_env() -> JsonDict:
@@ -240,7 +291,8 @@ def _ensure_running(service: ServiceConfig) -> None:
         start_serve(service.host, service.port)
 
 
-def _user_config(app: JsonDict) -> JsonDict:
+def user_config(app: JsonDict) -> JsonDict:
+    """The declared model and version of a policy application."""
     for deployment in app.get("deployments", []):
         if deployment["name"] == DEPLOYMENT and "user_config" in deployment:
             return dict(deployment["user_config"])
@@ -254,27 +306,25 @@ def _with_user_config(app: JsonDict, user_config: JsonDict) -> JsonDict:
     return {**app, "deployments": [*others, changed]}
 
 
-def _wait_for_version(name: str, version: str, timeout_s: float) -> None:
+def _wait_for_version(
+    name: str, version: str, timeout_s: float, ignore_errors: bool = False
+) -> list[JsonDict]:
+    """Wait until all replicas answer with a version; what they say of themselves.
+
+    Raises:
+        ServiceError: Not in time, or, unless `ignore_errors`, one says that it could not take the weights.
+    """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         wait(name, max(1.0, deadline - time.monotonic()))
         states = replica_states(name, max(1.0, deadline - time.monotonic()))
         for state in states:
-            if state["swap_error"]:
+            if state["swap_error"] and not ignore_errors:
                 raise ServiceError(f"{version!r} could not be loaded: {state['swap_error']}")
         if all(state["version"] == version for state in states):
-            return
+            return states
         time.sleep(POLL_S)
     raise ServiceError(f"not every replica of {name!r} had {version!r} within {timeout_s:.0f} s")
-
-
-def _running_replicas(name: str) -> set[str]:
-    found = details()
-    app = found.applications.get(name) if found else None
-    if app is None or DEPLOYMENT not in app.deployments:
-        raise ServiceError(f"no policy application {name!r} is deployed")
-    replicas = app.deployments[DEPLOYMENT].replicas
-    return {replica.replica_id for replica in replicas if replica.state == "RUNNING"}
 
 
 def _free_port(host: str, port: int) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import shutil
 import time
 from collections.abc import Awaitable, Iterator
@@ -16,6 +17,8 @@ from sima_ray.config import EngineConfig, PolicyConfig, ServiceConfig
 from sima_ray.errors import ClusterError, ModelError, ServiceError
 from sima_ray.images import decode_image
 from sima_ray.policy.chat import render_prompt
+from sima_ray.policy.checkpoint import fingerprint
+from sima_ray.policy.sample import VERSION_FILE, sample_of
 from sima_ray.ports import Completion, Part, Policy, image_part, text_part
 
 MAX_MODEL_LEN = 512
@@ -251,6 +254,41 @@ def test_weights_that_do_not_load_leave_the_former_ones(
     answer = ask(policy, PROMPTS[1])
     assert (answer["text"], answer["model_version"]) == (expected["text"], "base")
     assert [state["version"] for state in replica_states()] == ["base"]
+
+
+def test_weights_are_checked_before_they_answer(
+    policy: Policy, tiny_llava: Path, other_weights: Path, tmp_path: Path
+) -> None:
+    """A replica computes what transformers computes from the folder; damaged weights answer nobody."""
+    from safetensors.torch import load_file, save_file
+
+    from sima_ray.runtime.promotion import promote
+    from sima_ray.runtime.serving import replica_states, swap_policy
+
+    good = promote(str(other_weights), "other")
+    assert (good.before, good.replicas, good.written) == ("base", 1, False)
+    assert 0 < good.difference < 0.02
+    print(f"promoted in {good.seconds:.2f} s, {good.difference:.1e} a token from transformers")
+
+    damaged = Path(shutil.copytree(tiny_llava, tmp_path / "damaged"))
+    sample = sample_of(str(damaged))
+    weights = load_file(damaged / "model.safetensors")
+    (name,) = [key for key in weights if key.endswith("layers.0.mlp.down_proj.weight")]
+    weights[name] = weights[name] * 1e3
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    (damaged / VERSION_FILE).write_text(json.dumps({"version": "of others", "sample": sample}))
+    with pytest.raises(ModelError, match="not those that were merged"):
+        promote(str(damaged), "damaged")
+    written = {"version": fingerprint(damaged), "sample": sample}
+    (damaged / VERSION_FILE).write_text(json.dumps(written))
+    with pytest.raises(ServiceError, match=r"compute something else .* 'other' answers again"):
+        promote(str(damaged), "damaged")
+    (state,) = replica_states()
+    assert (state["version"], state["difference"]) == ("other", good.difference)
+    start = time.monotonic()
+    swap_policy(str(tiny_llava), "base")
+    print(f"swapped in {time.monotonic() - start:.2f} s")
+    assert ask(policy, PROMPTS[1])["model_version"] == "base"
 
 
 def test_what_can_never_start_is_said_at_once(policy: Policy, config: PolicyConfig) -> None:
