@@ -12,30 +12,46 @@ if TYPE_CHECKING:
     from sima_ray.runtime.run import Run
 
 
-def main(stage: str, summary: str, body: "Callable[[Run, int], object]") -> None:
+def main(stage: str, summary: str, body: "Callable[..., object]", **options: str) -> None:
     """Run one stage of a run and exit with its status.
 
     Args:
         stage: The name of the job, also of the stage's marker in the run folder.
         summary: What `--help` says.
-        body: The stage, called with the run and the round.
+        body: The stage, called with the run and the round, and with `options` by name.
+        options: Further options of the command line, with their defaults.
     """
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=summary)
     parser.add_argument("config", help="run config (YAML)")
     parser.add_argument("--round", type=int, help="default: the first that has not this stage yet")
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", default=default)
     arguments = parser.parse_args()
-    try:
+
+    def work() -> None:
         config = RunConfig.load(arguments.config)
-        # Only now: reading a config must not wait for ray.
-        import ray
+        connect()  # only now: reading a config must not wait for ray
 
         from sima_ray.runtime.run import Run
 
-        ray.init(address="auto")
-
         run = Run.open(config)
         number = arguments.round if arguments.round is not None else _next_round(run, stage)
-        body(run, number)
+        body(run, number, **{name: getattr(arguments, name) for name in options})
+
+    ended_clearly(work)
+
+
+def connect() -> None:
+    """Connect to the cluster that runs this job."""
+    import ray
+
+    ray.init(address="auto")
+
+
+def ended_clearly(work: Callable[[], None]) -> None:
+    """Do a job's work; an error that is the user's ends it with one line and the error's exit code."""
+    try:
+        work()
     except Exception as error:
         cause = getattr(error, "cause", error)  # Ray wraps what a remote task raised
         if not isinstance(cause, SimaError):

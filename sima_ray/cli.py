@@ -1,5 +1,6 @@
 """`sima`: the command line. Each verb parses, then imports what it needs, then calls the library."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,8 @@ Address = Annotated[
         "Default: $RAY_API_SERVER_ADDRESS, or the cluster of `sima up`."
     ),
 ]
+
+App = Annotated[str, typer.Option("--app", metavar="NAME", help="The policy's Serve application.")]
 
 
 def main() -> None:
@@ -115,8 +118,9 @@ def serve(
     config: ConfigPath,
     address: Address = None,
     round: Annotated[int, typer.Option(min=0, help="Round whose policy to serve; 0: base.")] = 0,
+    app: App = "policy",
 ) -> None:
-    """Deploy a policy and the critic on a cluster, and leave them up."""
+    """Deploy a policy and the critic on a cluster, and leave them up; another --app is another pair beside it."""
     from sima_ray.config import RunConfig
 
     resolved = RunConfig.load(config)
@@ -125,10 +129,61 @@ def serve(
 
     target, file = submission.find_cluster(address), token_file()
     environment = {"SIMA_TOKEN_HASH": token_hash(file.read_text(encoding="utf-8").strip())}
-    job = submission.submit("serve", resolved, target, ("--round", str(round)), environment)
+    job = submission.submit(
+        "serve", resolved, target, ("--round", str(round), "--app", _app_name(app)), environment
+    )
     typer.echo(f"job          {job} at {target.address}")
     _follow(job, target, verbose=False)
     typer.echo(f"token        {file}")
+
+
+@app.command()
+def scale(
+    replicas: Annotated[
+        int | None, typer.Argument(min=0, help="So many; 0: none until a request comes.")
+    ] = None,
+    app: App = "policy",
+    min: Annotated[int | None, typer.Option(min=0, help="At least so many.")] = None,
+    max: Annotated[int | None, typer.Option(min=1, help="At most so many, by the load.")] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until the replicas run.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, metavar="S", help="Of --wait.")] = 900.0,
+    address: Address = None,
+) -> None:
+    """Set how many replicas a served policy has; those that run go on."""
+    from sima_ray.errors import ConfigError
+
+    if (replicas is None) == (min is None and max is None):
+        raise ConfigError("give a number of replicas, or --min and --max")
+    if replicas is not None:
+        min, max = replicas, replicas or None
+    bounds = [
+        f"--{name}={value}" for name, value in (("min", min), ("max", max)) if value is not None
+    ]
+    _run_command(
+        "scale",
+        address,
+        f"--app={_app_name(app)}",
+        *bounds,
+        *([f"--wait={timeout}"] if wait else []),
+    )
+
+
+@app.command()
+def promote(
+    policy: Annotated[
+        Path, typer.Argument(metavar="POLICY", help="Its folder, as in RUN/round-1/policy.")
+    ],
+    app: App = "policy",
+    version: Annotated[
+        str | None,
+        typer.Option(help="Its name in every answer; default: by the folder, as in RUN-round-1."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Put other weights on a served policy, in place: checked on each replica, taken back where one fails."""
+    folder = policy.absolute()
+    name = version or _version_of(folder)
+    _run_command("promote", address, str(folder), f"--app={_app_name(app)}", f"--version={name}")
 
 
 @app.command()
@@ -241,6 +296,30 @@ def doctor() -> None:
 
     if not examine():
         raise typer.Exit(1)
+
+
+def _app_name(name: str) -> str:
+    from sima_ray.errors import ConfigError
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ConfigError(f"--app {name}: letters, digits, dots, dashes and underscores")
+    return name
+
+
+def _version_of(folder: Path) -> str:
+    """What a run itself calls the policy in RUN/round-K/policy; any other folder has its own name."""
+    if folder.name == "policy" and re.fullmatch(r"round-\d+", folder.parent.name):
+        return f"{folder.parent.parent.name}-{folder.parent.name}"
+    return folder.name
+
+
+def _run_command(command: str, address: str | None, *arguments: str) -> None:
+    """Run a command that belongs to no run as a job, and end with its status."""
+    from sima_ray.runtime import submission
+
+    target = submission.find_cluster(address)
+    job = submission.submit_command(command, target, arguments)
+    _follow(job, target, verbose=False)
 
 
 def _follow(job: str, target: "Target", verbose: bool) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +24,8 @@ from sima_ray.errors import ClusterError, JobFailed
 from sima_ray.runtime import cluster
 
 STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline")
-"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve` is `sima serve`'s."""
+"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve`, `scale` and `promote`
+are commands of `sima` with the same names."""
 
 _PACKAGES = ("sima_ray", "serve_apps", "jobs")
 _SUBMIT_TIMEOUT_S = 60.0
@@ -94,25 +96,60 @@ def submit(
             f"job {other} of the run {config.name} still runs: wait for it, or stop it with "
             f"`ray job stop --address {target.address} {other}`"
         )
-    job_id = f"sima-{stage}-{config.name}-{secrets.token_hex(3)}"
+    return _submit(
+        client,
+        target,
+        job_id=f"sima-{stage}-{config.name}-{secrets.token_hex(3)}",
+        command=(f"jobs.{stage}", "run.yaml", *arguments),
+        files={"run.yaml": config.dump()},
+        environment=environment or {},
+        metadata={"sima_stage": stage, "sima_run": _identity(config)},
+    )
+
+
+def submit_command(command: str, target: Target, arguments: tuple[str, ...]) -> str:
+    """Submit a job that belongs to no run, `python -m jobs.COMMAND ARGUMENTS`, and return its id.
+
+    Raises:
+        ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs.
+    """
+    return _submit(
+        _client(target),
+        target,
+        job_id=f"sima-{command}-{secrets.token_hex(3)}",
+        command=(f"jobs.{command}", *arguments),
+        files={},
+        environment={},
+        metadata={"sima_stage": command},
+    )
+
+
+def _submit(
+    client: Any,
+    target: Target,
+    *,
+    job_id: str,
+    command: tuple[str, ...],
+    files: dict[str, str],
+    environment: dict[str, str],
+    metadata: dict[str, str],
+) -> str:
+    """Submit `python -m COMMAND` with this checkout's code and these files as its working folder."""
     with tempfile.TemporaryDirectory(prefix="sima-job-") as folder:
-        _stage_folder(Path(folder), config)
+        _stage_folder(Path(folder), files)
         deadline = time.monotonic() + _SUBMIT_TIMEOUT_S
         while True:
             try:
                 return str(
                     client.submit_job(
-                        entrypoint=" ".join(
-                            ("python", "-m", f"jobs.{stage}", "run.yaml", *arguments)
-                        ),
+                        entrypoint=shlex.join(("python", "-m", *command)),
                         submission_id=job_id,
                         runtime_env={
                             "working_dir": folder,
-                            "env_vars": _job_environment() | (environment or {}),
+                            "env_vars": _job_environment() | environment,
                         },
-                        metadata={
-                            "sima_stage": stage,
-                            "sima_run": _identity(config),
+                        metadata=metadata
+                        | {
                             "sima_version": sima_ray.__version__,
                             "sima_revision": revision() or "unknown",
                         },
@@ -210,13 +247,14 @@ def _identity(config: RunConfig) -> str:
     return f"{config.runs}/{config.name}"
 
 
-def _stage_folder(folder: Path, config: RunConfig) -> None:
-    """Put the code and the resolved config into the folder that travels with the job."""
+def _stage_folder(folder: Path, files: dict[str, str]) -> None:
+    """Put the code and these files into the folder that travels with the job."""
     root = Path(sima_ray.__file__).parent.parent
     junk = shutil.ignore_patterns("__pycache__", "*.safetensors", "sprites")
     for package in _PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=junk)
-    (folder / "run.yaml").write_text(config.dump(), encoding="utf-8")
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _job_environment() -> dict[str, str]:
