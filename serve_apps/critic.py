@@ -19,7 +19,8 @@ from ray import serve
 from ray.serve import Application
 from starlette.exceptions import HTTPException
 
-from serve_apps.guard import ApiError, App, Guard, Limits, Tokens, error_response
+from serve_apps.guard import ApiError, App, Guard, Limits, Quota, Tokens, error_response
+from serve_apps.shared_quota import shared_quota
 from sima_ray.config import CriticConfig, Section, ServiceConfig
 from sima_ray.critic.judge import Case, RequestRefused, critique
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
@@ -186,8 +187,8 @@ class Readiness:
         return True
 
 
-def make_app(settings: CriticApp, policy: Policy) -> App:
-    """The guarded ASGI application; `policy` is whatever answers."""
+def make_app(settings: CriticApp, policy: Policy, quota: Quota | None = None) -> App:
+    """The guarded ASGI application; `policy` is whatever answers, `quota` knows what each token may ask."""
     api = FastAPI(title="sima-ray critic", docs_url=None, redoc_url=None, redirect_slashes=False)
     judge, service = Judge(policy, settings.critic), settings.service
 
@@ -219,7 +220,7 @@ def make_app(settings: CriticApp, policy: Policy) -> App:
 
     _answer_errors(api)
     tokens = Tokens(settings.token_hashes, service.token_file, settings.without_token)
-    return Guard(api, tokens, Limits.of(service))
+    return Guard(api, tokens, Limits.of(service), quota)
 
 
 def to_case(request: CritiqueRequest, service: ServiceConfig) -> Case:
@@ -313,7 +314,8 @@ class Critic:
     def __serve_build_asgi_app__(self) -> App:
         settings = self._settings
         timeout_s = settings.service.request_timeout_s
-        return make_app(settings, HandlePolicy(settings.policy, RETRIES, timeout_s))
+        policy = HandlePolicy(settings.policy, RETRIES, timeout_s)
+        return make_app(settings, policy, shared_quota(settings.service))
 
 
 def build_app(settings: CriticApp) -> Application:

@@ -9,15 +9,18 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import os
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+from serve_apps.quota import OverQuota
 from serve_apps.strict_json import NotJson, check_json
 from sima_ray.config import ServiceConfig
 from sima_ray.runtime.critic_token import token_hash
@@ -68,14 +71,22 @@ class Tokens:
     _checked: float = -1.0
 
     def accept(self, authorization: str) -> bool:
-        """Whether an Authorization header holds one of the tokens; takes the same time for any wrong one."""
+        """Whether an Authorization header holds one of the tokens."""
+        return self.known(authorization) is not None
+
+    def known(self, authorization: str) -> str | None:
+        """The hash of the token in an Authorization header, if it opens the door ("" where none is asked for).
+
+        Takes the same time for any wrong one.
+        """
         if self.anybody:
-            return True
+            return ""
         scheme, _, token = authorization.partition(" ")
         given = token_hash(token.strip())
         # A list, not a generator: every comparison is made.
         matches = [hmac.compare_digest(given, known) for known in (*self.hashes, *self._current())]
-        return scheme.lower() == "bearer" and bool(token.strip()) and any(matches)
+        opens = scheme.lower() == "bearer" and bool(token.strip()) and any(matches)
+        return given if opens else None
 
     def _current(self) -> list[str]:
         """Hashes of the file's tokens, looked at again at most once a second."""
@@ -115,11 +126,25 @@ class Limits:
         return cls(service.max_body_bytes, service.max_ongoing_requests, service.body_timeout_s)
 
 
+class Quota(Protocol):
+    """What each token may ask, over all replicas (`serve_apps.shared_quota`)."""
+
+    def place(self, token: str) -> AbstractAsyncContextManager[None]:
+        """A place for one request of the token with this hash.
+
+        Raises:
+            OverQuota: There is none.
+        """
+        ...
+
+
 class Guard:
     """The middleware (see the module)."""
 
-    def __init__(self, app: App, tokens: Tokens, limits: Limits) -> None:
-        self._app, self._tokens, self._limits = app, tokens, limits
+    def __init__(
+        self, app: App, tokens: Tokens, limits: Limits, quota: Quota | None = None
+    ) -> None:
+        self._app, self._tokens, self._limits, self._quota = app, tokens, limits, quota
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,7 +177,8 @@ class Guard:
             await self._app(scope, _replay(b"", receive), answer)
             return
         authorization = headers.get("authorization", b"").decode("latin-1")
-        if not self._tokens.accept(authorization):
+        token = self._tokens.known(authorization)
+        if token is None:
             raise ApiError(
                 401,
                 "unauthorized",
@@ -163,10 +189,14 @@ class Guard:
             raise ApiError(503, "overloaded", "too many requests at once", {"Retry-After": "1"})
         self._inside += 1
         try:
-            body = await self._read(headers, receive)
-            if body:
-                _check_body(headers, body)
-            await self._app(scope, _replay(body, receive), answer)
+            async with self._quota.place(token) if self._quota else nullcontext():
+                body = await self._read(headers, receive)
+                if body:
+                    _check_body(headers, body)
+                await self._app(scope, _replay(body, receive), answer)
+        except OverQuota as over:
+            wait = str(max(1, math.ceil(over.seconds)))
+            raise ApiError(429, "over_quota", str(over), {"Retry-After": wait}) from over
         finally:
             self._inside -= 1
 

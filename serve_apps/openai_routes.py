@@ -14,6 +14,7 @@ from ray.llm._internal.serve.core.ingress.middleware import add_exception_handli
 from ray.serve import Application
 
 from serve_apps.guard import Guard, Limits, Tokens
+from serve_apps.shared_quota import shared_quota
 from sima_ray.config import PolicyConfig
 
 ROUTES = ("models", "model_data", "chat")
@@ -32,6 +33,7 @@ def with_openai_routes(policy: Application, llm_config: Any, config: PolicyConfi
         Guard,  # type: ignore[arg-type]
         tokens=Tokens(file=service.token_file),
         limits=Limits.of(service),
+        quota=shared_quota(service),
     )
     ingress = make_fastapi_ingress(
         OpenAiIngress, endpoint_map={route: DEFAULT_ENDPOINTS[route] for route in ROUTES}, app=api

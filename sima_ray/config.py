@@ -119,6 +119,16 @@ class ServiceConfig(Section):
         gt=0,
         description="Of one request to the critic, queueing included; then 504.",
     )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of one bearer token, over all replicas; above it, 429. None: no limit.",
+    )
+    concurrent_per_token: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of one bearer token at once, over all replicas; above it, 429.",
+    )
     token_file: Location | None = Field(
         default=None,
         description="Bearer tokens of the HTTP routes, one a line; read again when it changes.",

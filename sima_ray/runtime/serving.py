@@ -106,7 +106,10 @@ def deploy_policy(
     _wait_for_version(name, version, timeout_s)
 
 
-GUARD_FIELDS = ("max_body_bytes", "max_image_pixels", "max_text_chars", "token_file")
+GUARD_FIELDS = (
+    *("max_body_bytes", "max_image_pixels", "max_text_chars", "body_timeout_s"),
+    *("requests_per_minute", "concurrent_per_token", "token_file"),
+)
 
 
 def swap_policy(
