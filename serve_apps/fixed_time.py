@@ -22,12 +22,14 @@ class FixedTime(BaseModel, extra="forbid"):
 
     Attributes:
         seconds: Of each request.
+        at_once: Requests that a replica works on at once; others wait in it, as in an engine.
         swap_seconds: Of loading other weights.
         start_seconds: Of a replica's start.
         cpus: That a replica reserves.
     """
 
     seconds: float = 0.1
+    at_once: int = 1000
     swap_seconds: float = 0.0
     start_seconds: float = 0.0
     cpus: float = 0.1
@@ -40,12 +42,13 @@ class FixedTimePolicy:
         self._settings = FixedTime.model_validate(settings)
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._held = ""
+        self._places = asyncio.Semaphore(self._settings.at_once)
         self._weights = Weights("", self._load, self._check)
         await asyncio.sleep(self._settings.start_seconds)
 
     async def complete(self, request: JsonDict) -> Completion:
         """Answer one request (see `sima_ray.ports`), in the settings' time."""
-        async with self._weights.answering() as version:
+        async with self._weights.answering() as version, self._places:
             held = self._held
             await asyncio.sleep(self._settings.seconds)
             assert held == self._held, "the weights changed under a request"
