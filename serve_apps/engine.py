@@ -23,7 +23,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from serve_apps.weights import Weights, last_line
 from sima_ray.config import PolicyConfig
 from sima_ray.images import ImageProblem, decode_image
-from sima_ray.policy.chat import render_prompt
+from sima_ray.policy.alternatives import differing_tokens, last_alternatives
+from sima_ray.policy.chat import harmless_messages, render_prompt, special_texts
 from sima_ray.policy.sample import compare_sample, sample_cases
 from sima_ray.ports import Completion, JsonDict, Part, image_part, text_part
 
@@ -85,16 +86,29 @@ class PolicyServer(LLMServer):
         answer = output.outputs[0]
         if answer.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"the engine ended the request: {answer.finish_reason}")
-        return {
+        completion: Completion = {
             "text": answer.text.strip(),
             "tokens": len(answer.token_ids),
             "prompt_tokens": len(output.prompt_token_ids or ()),
             "cached_tokens": output.num_cached_tokens or 0,
-            # A stop reason names a token that is not the end of the sequence that tuning knows.
-            "logprob": answer.cumulative_logprob if answer.stop_reason is None else None,
+            "logprob": answer.cumulative_logprob if request.get("logprob") else None,
             "finish_reason": answer.finish_reason,
             "model_version": version,
         }
+        if answer.stop_reason is not None:  # not the end of the sequence that tuning knows
+            completion["logprob"] = None
+        if params.logprob_token_ids and answer.logprobs:
+            first, second = params.logprob_token_ids
+            found = last_alternatives(answer.token_ids, answer.logprobs, (first, second))
+            if found is not None:
+                completion["alternatives"] = found
+        return completion
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        """For the OpenAI routes: what the engine answers, once no text can pose as an image."""
+        specials = special_texts(self._processor)
+        request.messages = harmless_messages(request.messages, specials)
+        return await super().chat(request, raw_request_info)
 
     async def check_health(self) -> None:
         """Raises when the engine is dead or its weights are in doubt."""
@@ -134,7 +148,16 @@ class PolicyServer(LLMServer):
         prompt: JsonDict = {"prompt": self._render(content)}
         if images:
             prompt["multi_modal_data"] = {"image": images}
-        return prompt, sampling(request)
+        return prompt, sampling(request, self._alternatives(request))
+
+    def _alternatives(self, request: JsonDict) -> tuple[int, int] | None:
+        match request.get("alternatives"):
+            case None:
+                return None
+            case [str(first), str(second)]:
+                return differing_tokens(self._processor.tokenizer, first, second)
+            case _:
+                raise BadRequest("alternatives must be two texts")
 
     def _image(self, part: JsonDict) -> Image.Image:
         try:
@@ -175,7 +198,8 @@ class PolicyServer(LLMServer):
     async def _warm_up(self) -> None:
         """First requests are slow (lazy imports, kernels): make them before anyone waits."""
         image = image_part(_grey_png())
-        for content in ([image, text_part("?")], [text_part("?")]):
+        two = {"alternatives": ["1", "2"]}
+        for content, more in (([image, text_part("?")], {}), ([text_part("?")], two)):
             await self.complete(
                 {
                     "content": content,
@@ -185,12 +209,17 @@ class PolicyServer(LLMServer):
                     "seed": 1,
                     "logprob": True,
                 }
+                | more
             )
         await self.reset_prefix_cache()
 
 
-def sampling(request: JsonDict) -> SamplingParams:
+def sampling(request: JsonDict, alternatives: tuple[int, int] | None = None) -> SamplingParams:
     """vLLM's parameters for a request.
+
+    Args:
+        request: See `sima_ray.ports`.
+        alternatives: Two tokens whose log-probabilities are asked for.
 
     Raises:
         BadRequest: For values that no engine would take.
@@ -204,7 +233,9 @@ def sampling(request: JsonDict) -> SamplingParams:
             temperature=float(request["temperature"]),
             top_p=float(request.get("top_p", 1.0)),
             seed=seed,
-            logprobs=0 if request.get("logprob") else None,  # only the chosen token's, for the sum
+            # 0: only the chosen token's, for the sum. Alternatives bring it too; a 0 would cut them off.
+            logprobs=0 if request.get("logprob") and alternatives is None else None,
+            logprob_token_ids=None if alternatives is None else list(alternatives),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except KeyError as missing:

@@ -3,16 +3,23 @@
 A request is a dict so that callers of the policy service need not import vLLM or this project's server:
 
     {"content": [{"type": "text", "text": …} | {"type": "image", "image": <bytes>}, …],
-     "max_tokens": int, "temperature": float, "top_p": float, "seed": int | None, "logprob": bool}
+     "max_tokens": int, "temperature": float, "top_p": float, "seed": int | None, "logprob": bool,
+     "alternatives": [str, str]}
 
 `image` holds the encoded file (JPEG, PNG or WebP); `logprob` asks for the answer's log-probability. The answer:
 
     {"text": str, "tokens": int, "prompt_tokens": int, "cached_tokens": int, "logprob": float | None,
-     "finish_reason": "stop" | "length", "model_version": str}
+     "finish_reason": "stop" | "length", "model_version": str, "alternatives": [float, float]}
 
 `logprob` is the sum over all generated tokens, an end of sequence among them, in nats, before temperature and
 top-p; None where it was not asked for, or where another token than the tokenizer's end of sequence ended the
-answer. For a request that can never succeed (too long, undecodable image, …) the answer is {"error": str}. A
+answer.
+
+`alternatives` are two texts that differ in exactly one token, such as two verdicts. The answer's are these two
+tokens' log-probabilities (nats, before temperature and top-p) at the last place where one of them was generated;
+they are left out where neither was, and where the texts differ in no token or in more.
+
+For a request that can never succeed (too long, undecodable image, …) the answer is {"error": str}. A
 request that may succeed later (overload, a dead replica) raises instead, and the caller retries.
 """
 
@@ -40,6 +47,7 @@ class CompletionRequest(TypedDict):
     top_p: NotRequired[float]
     seed: NotRequired[int | None]
     logprob: NotRequired[bool]
+    alternatives: NotRequired[list[str]]
 
 
 class Completion(TypedDict, total=False):
@@ -50,6 +58,7 @@ class Completion(TypedDict, total=False):
     logprob: float | None
     finish_reason: str
     model_version: str
+    alternatives: list[float]
     error: str
 
 

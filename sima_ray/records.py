@@ -118,6 +118,8 @@ class Critique:
         choice: The response chosen, by the number it was shown under; None when unparseable.
         tokens: Generated tokens.
         model_version: The policy version that judged.
+        probability: That candidate 0 is better, whatever the order and the choice: how the model's
+            own probabilities divide between the two verdicts; None where that is not known.
     """
 
     order: Order
@@ -126,6 +128,7 @@ class Critique:
     choice: Choice | None
     tokens: int = 0
     model_version: str = ""
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,7 @@ CRITIQUE = pa.struct(
         ("choice", pa.int8()),
         ("tokens", pa.int32()),
         ("model_version", pa.string()),
+        ("probability", pa.float64()),
     ]
 )
 
@@ -213,4 +217,4 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 """The one schema of the preferences data set; columns that a stage has not reached yet are null, and
-so are, as they are read, those that a file of an older version lacks."""
+so are, as they are read, those that a file of an older version lacks, fields of structs among them."""

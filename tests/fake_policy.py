@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import sys
@@ -89,6 +90,7 @@ class FakePolicy:
         entry = {"row": question["row"], "kind": kind, "seed": request.get("seed")}
         entry["images"] = sum(part["type"] == "image" for part in request["content"])
         entry["logprob"] = request.get("logprob", False)
+        entry["alternatives"] = request.get("alternatives")
         number = await self._book.add(entry)
         if self._down_after is not None and number > self._down_after:
             raise ServiceError("no replica answers")
@@ -127,7 +129,7 @@ def _answer(question: dict[str, Any], kind: str, text: str) -> Completion:
         answer = "They say the same"
     else:
         answer = f"{kind} says {'more ' * question['row']}"
-    return {
+    completion: Completion = {
         "text": answer,
         "tokens": len(answer.split()),
         "prompt_tokens": 10,
@@ -135,3 +137,7 @@ def _answer(question: dict[str, Any], kind: str, text: str) -> Completion:
         "finish_reason": "stop",
         "model_version": "fake",
     }
+    if answer.endswith("]]"):
+        likely = [math.log(0.75), math.log(0.25)]
+        completion["alternatives"] = likely if answer.endswith("[[1]]") else likely[::-1]
+    return completion

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from sima_ray.critic.probability import probability_of
 from sima_ray.critic.prompt import CriticPrompt, in_order
-from sima_ray.critic.verdict import parse_verdict
+from sima_ray.critic.verdict import VERDICTS, parse_verdict
 from sima_ray.errors import ServiceError
 from sima_ray.ports import Policy
 from sima_ray.records import Critique, Order
@@ -41,6 +42,7 @@ async def critique(
             "content": prompt.content(case.image, case.question, case.ground_truth, first, second),
             "max_tokens": max_tokens,
             "temperature": 0.0,
+            "alternatives": list(VERDICTS),
         }
     )
     if "error" in completion:
@@ -54,4 +56,5 @@ async def critique(
         choice=choice,
         tokens=completion.get("tokens", 0),
         model_version=completion.get("model_version", ""),
+        probability=probability_of(order, raw, completion.get("alternatives")),
     )

@@ -4,6 +4,9 @@ import re
 
 from sima_ray.records import Choice
 
+VERDICTS = ("Choice: [[1]]", "Choice: [[2]]")
+"""The two verdicts as the worked examples spell them: they differ in the number alone."""
+
 _CHOICES: dict[str, Choice] = {"1]]": 1, "2]]": 2}
 _LABEL = re.compile(r"(?:^|\s)[*_]*choice[*_]*\s*:?[*_]*\s*$", re.IGNORECASE)
 

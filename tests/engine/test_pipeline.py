@@ -131,6 +131,12 @@ def test_the_preferences_load_everywhere(finished: Finished) -> None:
     ledger = json.loads((folder / "ledger.json").read_text())
     rows = pq.read_table(folder / "preferences")
     assert rows.num_rows == ledger["rows"] == len(set(rows["row_id"].to_pylist()))
+    critiques = [c for found in rows["critiques"].to_pylist() for c in found or ()]
+    assert critiques and all(
+        c["choice"] is None
+        or (c["probability"] >= 0.5) == ((c["choice"] == 1) == (c["order"] == "12"))
+        for c in critiques
+    )
     pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
     llava = json.loads((folder / "pairs.llava.json").read_text())
     trl: Any = load_dataset(

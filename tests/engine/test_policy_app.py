@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Awaitable, Iterator
@@ -112,17 +113,23 @@ class Reference:
             return_tensors="pt",
         )
 
-    @torch.no_grad()
     def greedy(self, content: list[Part], tokens: int) -> tuple[str, int, int, float]:
         """Text, generated tokens, prompt tokens, and the sum of the tokens' log-probabilities."""
+        prompt = self.inputs(content)["input_ids"].shape[1]
+        answer, logprobs_TV = self.steps(content, tokens)
+        text = self.processor.decode(answer, skip_special_tokens=True)
+        logprob = logprobs_TV[range(len(answer)), answer].sum().item()
+        return text.strip(), len(answer), prompt, logprob
+
+    @torch.no_grad()
+    def steps(self, content: list[Part], tokens: int) -> tuple[list[int], torch.Tensor]:
+        """The greedy tokens, and the log-probabilities of all tokens at each of their places."""
         inputs = self.inputs(content)
         prompt = inputs["input_ids"].shape[1]
         made = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
         inputs["input_ids"], inputs["attention_mask"] = made, torch.ones_like(made)
-        logprobs = self.model(**inputs).logits[0, prompt - 1 : -1].log_softmax(-1)
-        answer = made[0, prompt:]
-        text = self.processor.decode(answer, skip_special_tokens=True)
-        return text.strip(), len(answer), prompt, logprobs.gather(-1, answer[:, None]).sum().item()
+        logprobs_TV = self.model(**inputs).logits[0, prompt - 1 : -1].log_softmax(-1)
+        return made[0, prompt:].tolist(), logprobs_TV
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +166,46 @@ def test_seeds_repeat_and_differ(policy: Policy) -> None:
 
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(5)}) > 1
+
+
+def test_the_likelier_alternative_is_the_one_that_was_written(
+    policy: Policy, reference: Reference
+) -> None:
+    """In batches with requests that ask for other log-probabilities, or for none."""
+    content, tokens = PROMPTS[3], 32
+    plain = ask(policy, content, max_tokens=tokens)
+    assert "alternatives" not in plain
+    tokenizer = reference.processor.tokenizer
+    ids, logprobs_TV = reference.steps(content, tokens)
+    written = next(c for c in reversed(plain["text"]) if c.isascii() and c.isalnum())
+    missing = next(c for c in "0123456789" if c not in plain["text"])
+    first, second = tokenizer.encode(written + missing, add_special_tokens=False)
+    place = max(n for n, token in enumerate(ids) if token == first)
+    expected = [logprobs_TV[place, first].item(), logprobs_TV[place, second].item()]
+
+    base = {"content": content, "max_tokens": tokens, "temperature": 0.0}
+    asked = {"alternatives": [f"x{written}", f"x{missing}"]}
+    swapped = {"alternatives": [f"x{missing}", f"x{written}"], "logprob": True}
+    neither = {"alternatives": [f"x{missing}", f"xx{written}"]}  # two tokens apart
+    kinds: list[Any] = [{}, {"logprob": True}, asked, swapped, neither]
+
+    async def together() -> list[Any]:
+        requests: list[Any] = [base | kind for kind in kinds * 3]
+        return await asyncio.gather(*(policy.complete(request) for request in requests))
+
+    for n, answer in enumerate(asyncio.run(together())):
+        kind = kinds[n % len(kinds)]
+        assert answer["text"] == plain["text"]
+        wanted = pytest.approx(plain["logprob"], abs=1e-2) if "logprob" in kind else None
+        assert answer["logprob"] == wanted
+        if kind not in (asked, swapped):
+            assert "alternatives" not in answer
+            continue
+        likelier, other = answer["alternatives"][:: 1 if kind is asked else -1]
+        assert [likelier, other] == pytest.approx(expected, abs=1e-2)
+        assert likelier >= other and math.exp(likelier) + math.exp(other) <= 1
+    refused = ask(policy, content, alternatives=["only one"])
+    assert refused == {"error": "alternatives must be two texts"}
 
 
 def test_a_repeated_prompt_is_read_from_the_cache(policy: Policy) -> None:

@@ -154,6 +154,11 @@ async def test_verdicts_become_outcomes(data: DataConfig) -> None:
     assert [c["choice"] for c in rows[2]["critiques"]] == [1, 1]
     assert [c["choice"] for c in rows[3]["critiques"]] == [None, None]
     assert rows[1]["critiques"] == []
+    probabilities = [[c["probability"] for c in row["critiques"]] for row in rows]
+    assert probabilities[0] == pytest.approx([0.75, 0.75])  # of the greedy one, in either place
+    assert probabilities[2] == pytest.approx([0.75, 0.25])
+    assert probabilities[3] == [None, None]
+    assert all(e["alternatives"] == ["Choice: [[1]]", "Choice: [[2]]"] for e in book.entries)
     assert len({row["prompt_version"] for row in rows}) == 1
     assert Counter(e["row"] for e in book.entries) == {0: 2, 2: 2, 3: 2}
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sima_ray.config import PairsConfig
 from sima_ray.critic.vote import preferred_candidate
 from sima_ray.data import sinks
+from sima_ray.data.blocks import RowSource
 from sima_ray.data.sinks import PAIR_SCHEMA, read_pairs, write_pairs
 from sima_ray.data.work import decide_row
 from sima_ray.ledger import Ledger
@@ -42,7 +43,10 @@ def row(number: int, way: str, first: str, second: str) -> dict[str, Any]:
         for kind, text in texts.items()
     ]
     straight, swapped = CHOICES.get(way, (None, None))
-    critiques = [Critique("12", "raw", "", straight), Critique("21", "raw", "", swapped)]
+    critiques = [
+        Critique("12", "raw", "", straight, probability=0.75),
+        Critique("21", "raw", "", swapped),
+    ]
     judged: dict[str, Any] = {
         "row_id": f"r{number:03d}",
         "image": f"{number}.jpg",
@@ -179,6 +183,26 @@ def test_folders_of_a_version_without_log_probabilities(rows: list[Any], tmp_pat
     pq.write_table(pq.read_table(file).drop_columns(LATER), file)
     old = [replace(pair, **unknown) for pair in expected.values()]
     assert dataset.read_pairs(str(file)) == list(read_pairs(str(file))) == old
+
+
+def test_folders_of_a_version_without_probabilities(rows: list[Any], tmp_path: Path) -> None:
+    """Their critiques are as they were, beside new ones too, wherever preferences are read."""
+    preferences = write(tmp_path, rows)
+    ledger, pairs = pairs_under(preferences, inconsistent_weight=0.5)
+    critiques = ROW_SCHEMA.field("critiques").type.value_type
+    fields = [critiques.field(n) for n in range(critiques.num_fields)]
+    old = pa.list_(pa.struct([field for field in fields if field.name != "probability"]))
+    for name in ("0.parquet", "2.parquet"):
+        file = Path(preferences) / name
+        table = pq.read_table(file)
+        place = table.column_names.index("critiques")
+        pq.write_table(table.set_column(place, "critiques", table["critiques"].cast(old)), file)
+    assert pairs_under(preferences, inconsistent_weight=0.5) == (ledger, pairs)
+    source = RowSource.plan(preferences, rows_per_block=1000, done=None)
+    (read,) = [table for task in source.get_read_tasks(1) for table in task()]
+    assert read.schema.equals(ROW_SCHEMA)
+    found = {c["probability"] for row in read["critiques"].to_pylist() for c in row}
+    assert found == {None, 0.75}
 
 
 @given(kept=st.sets(st.integers(0, 69)), seed=st.integers(0, 3))
