@@ -67,6 +67,7 @@ class SharedQuota:
         self._alone = Quotas(allowance)
         self._held: dict[str, str] = {}
         self._keeper: Any = None
+        self._connecting: asyncio.Task[None] | None = None
         self._pause_until = 0.0
         self._renewing: asyncio.Task[None] | None = None
 
@@ -98,8 +99,9 @@ class SharedQuota:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     if self._keeper is None:
-                        await asyncio.to_thread(self._connect)
-                    refusal = await self._keeper.take.remote(token, place)
+                        await self._connected()
+                    keeper: Any = self._keeper
+                    refusal = await keeper.take.remote(token, place)
             except (RayError, TimeoutError) as error:
                 logger.warning("The keeper of quotas does not answer: %s", type(error).__name__)
                 self._pause_until = time.monotonic() + PAUSE_S
@@ -113,12 +115,21 @@ class SharedQuota:
                 return
         self._alone.take(token, place, time.monotonic())
 
-    def _connect(self) -> None:
+    async def _connected(self) -> None:
+        """Once, however many requests wait or give up waiting: the keeper ends with its maker's handle."""
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect_in_thread())
+        await asyncio.shield(self._connecting)
+
+    async def _connect_in_thread(self) -> None:
+        self._keeper = await asyncio.to_thread(self._connect)
+
+    def _connect(self) -> Any:
         """Find the keeper of this application, or make it."""
         app = serve.get_replica_context().app_name
         limits = self._allowance
         actor: Any = ray.remote(QuotaKeeper)
-        self._keeper = actor.options(
+        return actor.options(
             name=f"quotas of {app}: {limits.per_minute} a minute, {limits.at_once} at once",
             namespace=NAMESPACE,
             get_if_exists=True,
