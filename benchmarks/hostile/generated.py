@@ -22,7 +22,8 @@ def send_generated(url: str, document: dict[str, Any], requests: int, findings: 
         if operation in small:
             modes = modes[:1]
         for i, mode in enumerate(modes):
-            wanted = 1 if operation in small else (requests - len(small)) // len(modes)
+            rest = len(modes) * max(1, len(operations) - len(small))
+            wanted = 1 if operation in small else max(1, (requests - len(small)) // rest)
             strategy = operation.as_strategy(generation_mode=mode)
 
             @seed(i)

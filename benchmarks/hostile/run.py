@@ -16,7 +16,8 @@ from benchmarks.hostile.attacks import TOKEN, Attack, as_json, case
 
 INSIDE = re.compile(
     r"""Traceback|File\ "|\.py\b|site-packages|\bpid\b|0x[0-9a-f]{6,}|/(tmp|home|usr|etc|work|root|proc)/
-    |\b(sima_ray|serve_apps|pydantic|pydantic_core|fastapi|starlette|uvicorn|asyncio|json\.decoder|PIL|ray)\b
+    |\b(sima_ray|serve_apps|pydantic|pydantic_core|fastapi|starlette|uvicorn|asyncio|json\.decoder|PIL)\b
+    |(?<!sima-)\bray\b
     |\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b|Exception|secret""",
     re.VERBOSE,
 )
