@@ -1,34 +1,37 @@
-"""The critic's Serve application: `POST /v1/critique` judges two responses to a question about an image.
+"""The critic's Serve application: `POST /v1/critique` judges responses to a question about an image.
 
 Imports no engine, and is up in seconds: it asks the policy's deployment.
 """
 
 import asyncio
-import base64
-import binascii
 import math
-import re
 import time
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from starlette.exceptions import HTTPException
 
+from serve_apps.chat import Chat, add_chat_routes
+from serve_apps.critic_models import (
+    BatchReport,
+    BatchRequest,
+    CritiqueReport,
+    CritiqueRequest,
+    in_words,
+    invalid,
+)
 from serve_apps.guard import ApiError, App, Guard, Limits, Quota, Tokens, error_response
+from serve_apps.judging import Judge, Meter
+from serve_apps.meters import ServeMeter
 from serve_apps.shared_quota import shared_quota
+from serve_apps.upload import Uploads
 from sima_ray.config import CriticConfig, Section, ServiceConfig
-from sima_ray.critic.judge import Case, RequestRefused, critique
-from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
-from sima_ray.critic.vote import decide, identical
 from sima_ray.errors import ServiceError
-from sima_ray.images import ImageProblem, read_header
 from sima_ray.ports import Policy, text_part
-from sima_ray.records import ORDERS, Critique, Outcome
 from sima_ray.runtime.client import HandlePolicy
 
 DEPLOYMENT = "Critic"
@@ -36,7 +39,21 @@ DEPLOYMENT = "Critic"
 RETRIES = 2
 """Of a critique's calls to the policy: a person waits; a client that can wait longer retries by itself."""
 
-_DATA_URL = re.compile(r"data:image/(?:jpeg|jpg|png|webp);base64,", re.IGNORECASE)
+UPLOADS = ("/v1/critique",)
+"""Where a form with an image file is taken, too."""
+
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["question", "responses"],
+        "properties": {
+            "image": {"type": "string", "format": "binary"},
+            "question": {"type": "string"},
+            "ground_truth": {"type": "string"},
+            "responses": {"type": "array", "items": {"type": "string"}},
+        },
+    }
+}
 
 
 class CriticApp(Section):
@@ -50,115 +67,6 @@ class CriticApp(Section):
         description="SHA-256 of each token, in hex; see also service.token_file.",
     )
     without_token: bool = Field(False, description="Answer anybody.")
-
-
-def _sound(text: str) -> str:
-    """Text that can be encoded (JSON can hold half a surrogate pair)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("is not valid Unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_sound)]
-Filled = Annotated[str, Field(min_length=1), AfterValidator(_sound)]
-
-
-class CritiqueRequest(BaseModel):
-    """Two responses to judge."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "question": "What is on the table?",
-                    "ground_truth": "A red cup.",
-                    "responses": ["A red cup.", "Two green bottles."],
-                }
-            ]
-        },
-    )
-
-    image: str | None = Field(
-        None, description="data:image/png;base64,… (JPEG, PNG or WebP). Nothing is ever fetched."
-    )
-    question: Filled
-    ground_truth: Filled | None = Field(None, description="The answer known to be right.")
-    responses: list[Text] = Field(min_length=2, max_length=2)
-
-
-class OrderReport(BaseModel):
-    """The verdict in one order: "12" shows the first response first."""
-
-    order: Literal["12", "21"]
-    reason: str
-    raw: str
-    choice: Literal[1, 2] | None = Field(
-        description="The number the chosen response was shown under; null: no verdict."
-    )
-
-
-class CritiqueReport(BaseModel):
-    """The verdict over both orders."""
-
-    winner: Literal[1, 2] | None = Field(description="The better response; null is a tie.")
-    consistent: bool = Field(description="Whether both orders gave the same verdict.")
-    outcome: str
-    orders: list[OrderReport]
-    model_version: str
-    prompt_version: str
-    tokens: int = Field(description="Generated, over both orders.")
-    seconds: float
-
-
-class Judge:
-    """Both orders of a critique, at once."""
-
-    def __init__(self, policy: Policy, config: CriticConfig) -> None:
-        examples = load_examples(Path(config.examples)) if config.examples else load_examples()
-        self._policy, self._max_tokens = policy, config.max_tokens
-        self._prompt = CriticPrompt(Layout(config.layout), examples)
-
-    async def judge(self, case: Case) -> CritiqueReport:
-        """Judge one case.
-
-        Raises:
-            RequestRefused: Never to succeed.
-            ServiceError: The policy is not reachable.
-        """
-        start = time.perf_counter()
-        critiques: list[Critique] = []
-        if not identical(*case.responses):
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(
-                        critique(self._policy, self._prompt, case, order, self._max_tokens)
-                    )
-                    for order in ORDERS
-                ]
-            critiques = [task.result() for task in tasks]
-        return self._report(decide(case.responses, critiques), critiques, start)
-
-    def _report(self, outcome: Outcome, critiques: list[Critique], start: float) -> CritiqueReport:
-        winners: dict[Outcome, Literal[1, 2]] = {
-            Outcome.PREFERRED_FIRST: 1,
-            Outcome.PREFERRED_SECOND: 2,
-        }
-        return CritiqueReport(
-            winner=winners.get(outcome),
-            consistent=outcome.is_preference or outcome is Outcome.IDENTICAL,
-            outcome=outcome.value,
-            orders=[
-                OrderReport(order=c.order, reason=c.reason, raw=c.raw, choice=c.choice)
-                for c in critiques
-            ],
-            model_version="+".join(sorted({c.model_version for c in critiques})),
-            prompt_version=self._prompt.version,
-            tokens=sum(c.tokens for c in critiques),
-            seconds=round(time.perf_counter() - start, 4),
-        )
 
 
 class Readiness:
@@ -187,23 +95,40 @@ class Readiness:
         return True
 
 
-def make_app(settings: CriticApp, policy: Policy, quota: Quota | None = None) -> App:
-    """The guarded ASGI application; `policy` is whatever answers, `quota` knows what each token may ask."""
+def make_app(
+    settings: CriticApp,
+    policy: Policy,
+    quota: Quota | None = None,
+    meter: Meter | None = None,
+) -> App:
+    """The guarded ASGI application.
+
+    Args:
+        settings: Of the application.
+        policy: Whatever answers.
+        quota: Knows what each token may ask.
+        meter: Counts verdicts.
+    """
     api = FastAPI(title="sima-ray critic", docs_url=None, redoc_url=None, redirect_slashes=False)
-    judge, service = Judge(policy, settings.critic), settings.service
+    critic, service = settings.critic, settings.service
+    judge = Judge(policy, critic, service, meter)
 
-    @api.post("/v1/critique")
+    @api.post(
+        "/v1/critique",
+        openapi_extra={"requestBody": {"content": {"multipart/form-data": _FORM}}},
+    )
     async def post_critique(request: CritiqueRequest) -> CritiqueReport:
-        """Judge two responses, in both orders."""
-        case = to_case(request, service)
-        try:
-            async with asyncio.timeout(service.request_timeout_s):
-                return await judge.judge(case)
-        except TimeoutError as error:
-            raise ApiError(504, "timeout", "no verdict in time") from error
-        except ExceptionGroup as group:
-            raise _in_words(group.exceptions[0]) from group
+        """Judge two responses in both orders, or rank more by judging every pair."""
+        return await judge.one(request)
 
+    @api.post("/v1/critique/batch")
+    async def post_batch(request: BatchRequest) -> BatchReport:
+        """Judge many cases, each by itself: what is wrong with one is that one's result."""
+        if len(request.cases) > service.max_cases:
+            raise invalid(f"cases: over the {service.max_cases} allowed")
+        return BatchReport(results=await judge.batch(request.cases))
+
+    add_chat_routes(api, Chat(policy, judge, critic, service))
     readiness = Readiness(policy)
 
     @api.get("/healthz")
@@ -220,61 +145,7 @@ def make_app(settings: CriticApp, policy: Policy, quota: Quota | None = None) ->
 
     _answer_errors(api)
     tokens = Tokens(settings.token_hashes, service.token_file, settings.without_token)
-    return Guard(api, tokens, Limits.of(service), quota)
-
-
-def to_case(request: CritiqueRequest, service: ServiceConfig) -> Case:
-    """Check what the types cannot: lengths and the image.
-
-    Raises:
-        ApiError: 422.
-    """
-    texts = {
-        "question": request.question,
-        "ground_truth": request.ground_truth or "",
-        "responses.0": request.responses[0],
-        "responses.1": request.responses[1],
-    }
-    for name, text in texts.items():
-        if len(text) > service.max_text_chars:
-            raise _invalid(f"{name}: over the {service.max_text_chars:,} characters allowed")
-    image = None if request.image is None else _image(request.image, service.max_image_pixels)
-    first, second = request.responses
-    return Case(image, request.question, request.ground_truth, (first, second))
-
-
-def _image(url: str, max_pixels: int) -> bytes:
-    """The bytes of an image's data URL. Its header is checked here; the policy decodes it."""
-    prefix = _DATA_URL.match(url)
-    if prefix is None:
-        raise _invalid("image: must be a data:image/(jpeg|png|webp);base64, URL")
-    try:
-        data = base64.b64decode(url[prefix.end() :], validate=True)
-        read_header(data, max_pixels)
-    except (binascii.Error, ValueError) as problem:
-        words = problem if isinstance(problem, ImageProblem) else "not valid base64"
-        raise _invalid(f"image: {words}") from problem
-    return data
-
-
-def _in_words(error: BaseException) -> ApiError:
-    """What a caller may know about a failure."""
-    match error:
-        case RequestRefused():
-            return _invalid(str(error))
-        case ServiceError() | TimeoutError():
-            return ApiError(
-                503,
-                "unavailable",
-                "the policy does not answer now; try again",
-                {"Retry-After": "2"},
-            )
-        case _:
-            raise error
-
-
-def _invalid(message: str) -> ApiError:
-    return ApiError(422, "invalid_request", message)
+    return Guard(Uploads(api, UPLOADS), tokens, Limits.of(service), quota, UPLOADS)
 
 
 def _answer_errors(api: FastAPI) -> None:
@@ -289,13 +160,8 @@ def _answer_errors(api: FastAPI) -> None:
         return answer(request, error)
 
     @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problems = [
-            f"{'.'.join(str(place)[:100] for place in e['loc'] if place != 'body') or 'body'}: "
-            f"{str(e['msg']).removeprefix('Value error, ')}"
-            for e in error.errors()[:5]
-        ]
-        return answer(request, _invalid("; ".join(problems)))
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        return answer(request, invalid(in_words(error.errors())))
 
     @api.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -315,7 +181,7 @@ class Critic:
         settings = self._settings
         timeout_s = settings.service.request_timeout_s
         policy = HandlePolicy(settings.policy, RETRIES, timeout_s)
-        return make_app(settings, policy, shared_quota(settings.service))
+        return make_app(settings, policy, shared_quota(settings.service), ServeMeter())
 
 
 def build_app(settings: CriticApp) -> Application:

@@ -14,7 +14,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no
 """On every response: an answer is for its asker alone, and never a page. No CORS: no other site's page may ask."""
 
 _JSON = re.compile(r'application/([\w.-]+\+)?json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
+_FORM = re.compile(r"multipart/form-data\s*;", re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -139,12 +140,18 @@ class Quota(Protocol):
 
 
 class Guard:
-    """The middleware (see the module)."""
+    """The middleware (see the module). On the paths of `forms` a body may be a form, not looked into here."""
 
     def __init__(
-        self, app: App, tokens: Tokens, limits: Limits, quota: Quota | None = None
+        self,
+        app: App,
+        tokens: Tokens,
+        limits: Limits,
+        quota: Quota | None = None,
+        forms: Collection[str] = (),
     ) -> None:
         self._app, self._tokens, self._limits, self._quota = app, tokens, limits, quota
+        self._forms = forms
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,7 +199,7 @@ class Guard:
             async with self._quota.place(token) if self._quota else nullcontext():
                 body = await self._read(headers, receive)
                 if body:
-                    _check_body(headers, body)
+                    _check_body(headers, body, scope["path"] in self._forms)
                 await self._app(scope, _replay(body, receive), answer)
         except OverQuota as over:
             wait = str(max(1, math.ceil(over.seconds)))
@@ -276,11 +283,19 @@ def error_response(error: ApiError, request_id: str) -> tuple[int, dict[str, str
     return error.status, headers | error.headers, body
 
 
-def _check_body(headers: dict[str, bytes], body: bytes) -> None:
-    """415 for what is not said to be plain JSON in UTF-8, 422 for what is not."""
+def is_form(content_type: str) -> bool:
+    """Whether a body is said to be a form that can hold a file."""
+    return _FORM.match(content_type.strip()) is not None
+
+
+def _check_body(headers: dict[str, bytes], body: bytes, form: bool) -> None:
+    """415 for what is not said to be plain JSON in UTF-8 (or a form, where that may be), 422 for what is not."""
     if headers.get("content-encoding", b"identity").lower() != b"identity":
         raise ApiError(415, "unsupported_media_type", "a compressed body is not taken")
-    if not _JSON.fullmatch(headers.get("content-type", b"").decode("latin-1").strip()):
+    content_type = headers.get("content-type", b"").decode("latin-1")
+    if form and is_form(content_type):
+        return
+    if not _JSON.fullmatch(content_type.strip()):
         raise ApiError(
             415, "unsupported_media_type", "the body must be sent as Content-Type: application/json"
         )

@@ -111,6 +111,10 @@ class ServiceConfig(Section):
         default=50_000_000, ge=1, description="Larger images are refused, by their header."
     )
     max_text_chars: int = Field(default=20_000, ge=1, description="Of each text in a request.")
+    max_responses: int = Field(
+        default=8, ge=2, le=16, description="Of one case; every pair of them is judged."
+    )
+    max_cases: int = Field(default=64, ge=1, le=512, description="Of one batch.")
     body_timeout_s: float = Field(
         default=60.0, gt=0, description="For a request's body to arrive; then 408."
     )

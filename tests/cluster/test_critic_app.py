@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,11 +33,15 @@ class FakePolicy:
             return {"error": "too long: the model reads at most 7 tokens"}
         if "please fail" in text:
             raise RuntimeError("secret: the engine at 10.0.0.1 pid 42 died")
+        if "Response 1:" not in text:
+            return {"text": f"{len(images)} images", "tokens": 2, "finish_reason": "stop"}
         scores = [int(score) for score in re.findall(r"score=(\d+)", text)]
         choice = 1 if "please be partial" in text or scores[-2] >= scores[-1] else 2
         verdict = "I cannot say." if "please mumble" in text else f"Choice: [[{choice}]]"
         answer = f"Reason with {len(images)} images.\n{verdict}"
-        return {"text": answer, "tokens": 9, "model_version": "fake-1"}
+        said = [-0.1, -2.4] if choice == 1 else [-2.4, -0.1]
+        told = {"tokens": 9, "model_version": "fake-1", "finish_reason": "stop"}
+        return {"text": answer, "alternatives": said, **told}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,45 @@ def test_a_verdict(http: httpx.Client) -> None:
     assert report["orders"][0]["raw"].endswith("[[2]]")
     assert (report["model_version"], report["tokens"]) == ("fake-1", 18)
     assert len(report["prompt_version"]) == 12 and report["seconds"] < 10
+    assert (
+        report["probability"] == report["orders"][0]["probability"] == pytest.approx(0.09, abs=0.01)
+    )
+
+
+def test_all_routes_over_real_http(http: httpx.Client) -> None:
+    """What tests/unit does in one process, once each through Serve's proxy."""
+    ranked = judge(http, question="What?", responses=["score=1", "score=3", "score=2"])
+    assert (ranked["ranking"], ranked["winner"]) == ([2, 3, 1], 2)
+    cases = [body(scores=(1, 2)), {}, body(scores=(2, 1))]
+    results = http.post("/v1/critique/batch", json={"cases": cases}).json()["results"]
+    assert [result.get("winner") for result in results] == [2, None, 1]
+    form = {"question": "What?", "responses": ["score=1", "score=3"]}
+    uploaded = http.post("/v1/critique", data=form, files={"image": png()}).json()
+    assert uploaded["winner"] == 2 and "1 images" in uploaded["orders"][0]["reason"]
+    chat = {"model": "policy", "messages": [{"role": "user", "content": "Hello"}]}
+    answer = http.post("/v1/chat/completions", json=chat).json()
+    assert answer["choices"][0]["message"]["content"] == "0 images"
+
+
+def test_verdicts_are_counted_on_rays_metrics_endpoint(http: httpx.Client) -> None:
+    import ray
+
+    judge(http, **body("please mumble"))
+    http.post("/v1/critique", json={})
+    (node,) = ray.nodes()
+    endpoint = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = (
+        r'ray_sima_critiques(_total)?{[^}]*outcome="unparseable"',
+        r"ray_sima_critique_seconds_bucket{",
+        r"ray_sima_critique_tokens(_total)?{",
+    )
+    deadline, text = time.monotonic() + 60, ""
+    while time.monotonic() < deadline:
+        text = httpx.get(endpoint).text
+        if all(re.search(pattern, text) for pattern in wanted):
+            return
+        time.sleep(1)  # Ray exports every few seconds
+    pytest.fail("\n".join(line for line in text.splitlines() if "sima" in line))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +187,7 @@ def test_swapped_responses_mirror_the_verdict(http: httpx.Client) -> None:
     "change",
     [
         {"responses": ["one"]},
-        {"responses": ["a", "b", "c"]},
+        {"responses": [f"score={n}" for n in range(9)]},
         {"responses": "ab"},
         {"responses": [1, 2]},
         {"question": ""},
