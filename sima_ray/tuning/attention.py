@@ -65,14 +65,14 @@ def attention_mask(segments_BT: Tensor, attention: str, dtype: torch.dtype) -> A
         dtype: Of the model.
 
     Returns:
-        A `BlockMask` for FlexAttention, the segments for `PARTS`; else (B, 1, T, T) to add to the scores, which
-        saves making it so from a boolean in every layer. All have four dimensions: such a mask transformers passes
-        on to every layer as it is.
+        A `BlockMask` for FlexAttention; the segments for `PARTS`, in the CPU's memory, so that no layer waits for
+        a device to read them; else (B, 1, T, T) to add to the scores, which saves making it so from a boolean in
+        every layer. All have four dimensions: such a mask transformers passes on to every layer as it is.
     """
     rows, length = segments_BT.shape
     device = segments_BT.device
     if attention == PARTS:
-        return segments_BT[:, None, None]
+        return segments_BT.cpu()[:, None, None]
     if attention == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from sima_ray.errors import ModelError
 from sima_ray.loss import token_logps
 from sima_ray.tuning.dataset import EncodedPair, SetAside, UnusablePair
-from sima_ray.tuning.last_layer import last_layer_at
 
 Model = Any
 """A Hugging Face image-text-to-text model, with or without LoRA layers in it."""
@@ -107,7 +106,6 @@ def last_hidden(
     mask: Any,
     positions: Tensor | None = None,
     copies: int = 2,
-    read_M: Tensor | None = None,
 ) -> Tensor:
     """The last hidden states of a batch of rows; the images are encoded once a pair where the model allows it.
 
@@ -118,8 +116,6 @@ def last_hidden(
         mask: What the model takes as an attention mask.
         positions: Position ids, (W, T) or (axes, W, T); None leaves them to the model.
         copies: Rows a pair.
-        read_M: Which states the caller reads, as indices into all rows' tokens; the others may hold anything. None
-            for all.
     """
     backbone = getattr(model, model.base_model_prefix)
     accepts = inspect.signature(backbone.forward).parameters
@@ -140,8 +136,7 @@ def last_hidden(
         inputs |= {name: torch.cat([images[name]] * copies) for name in grids}
     else:
         inputs |= {name: torch.cat([tensor] * copies) for name, tensor in images.items()}
-    with last_layer_at(model, read_M):
-        return backbone(**inputs).last_hidden_state
+    return backbone(**inputs).last_hidden_state
 
 
 def _repeat_features(features: Any, copies: int) -> None:

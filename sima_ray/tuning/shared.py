@@ -20,6 +20,7 @@ from sima_ray.loss import token_logps
 from sima_ray.tuning.attention import PADDING, PROMPT, attention_mask, attention_of
 from sima_ray.tuning.dataset import EncodedPair
 from sima_ray.tuning.forward import Model, PairLogps, last_hidden, pad_rows
+from sima_ray.tuning.last_layer import mark
 
 MOST_LOGITS = 1 << 24
 """Logits that may exist at once: 64 MiB of them in float32."""
@@ -95,9 +96,8 @@ def shared_logps(
     if hasattr(backbone := getattr(model, model.base_model_prefix), "get_rope_index"):
         positions = rope_positions(backbone, pairs, plain, rows)
     mask = attention_mask(rows.segments_BT, attention_of(model), embeddings.dtype)
-    hidden_BTD = last_hidden(
-        model, pairs, rows.ids_BT, mask, positions, copies=1, read_M=rows.read_M
-    )
+    mark(model, mask, rows.read_M)
+    hidden_BTD = last_hidden(model, pairs, rows.ids_BT, mask, positions, copies=1)
     logps_N = head_logps(
         model.get_output_embeddings(),
         hidden_BTD[rows.rows_N, rows.columns_N],

@@ -1,17 +1,18 @@
 """The last layer where its states are read: the same numbers, and less work."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from tuned import distances, loss_and_gradients, random_pair, stirred
+from tuned import loss_and_gradients, random_pair, stirred
 
 from sima_ray.policy.checkpoint import load_policy
+from sima_ray.tuning import last_layer
 from sima_ray.tuning.forward import base_of, concatenated
-from sima_ray.tuning.last_layer import last_layer_at
+from sima_ray.tuning.last_layer import mark
+from sima_ray.tuning.lora import trainable
 from sima_ray.tuning.shared import share_rows, shared
 
 
@@ -66,20 +67,45 @@ def test_what_is_read_is_named_once():
     assert rows.read_M.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def test_a_layer_of_other_modules_computes_all(model, monkeypatch):
-    """Nothing to restrict by these names: the same numbers as with restricted modules."""
-    pairs = [random_pair(9, 7, 7, 1), random_pair(1, 1, 20, 2)]
-    restricted = loss_and_gradients(shared, model, pairs)
+def test_passes_know_nothing_of_each_other(model):
+    """Two forward passes, then their backward passes, with the last layer computed anew in each."""
+    base_of(model.train()).gradient_checkpointing_enable({"use_reentrant": False})
+    one, other = [random_pair(9, 7, 7, 1)], [random_pair(1, 1, 20, 2), random_pair(3, 4, 5, 3)]
+    expected = [loss_and_gradients(shared, model, pairs) for pairs in (one, other)]
+    scores = [shared(base_of(model), pairs) for pairs in (one, other)]
+    with torch.no_grad():
+        shared(base_of(model), other)
+    for logps, (_, found, _) in zip(scores, expected, strict=True):
+        assert torch.equal(logps.chosen_B, found.chosen_B)
+        torch.autograd.grad(logps.chosen_B.sum(), list(trainable(model).values()))
 
-    def nothing(_: Any, read_M: Tensor | None) -> Any:
-        assert read_M is None or read_M.unique().shape == read_M.shape
-        return nullcontext()
 
-    monkeypatch.setattr("sima_ray.tuning.forward.last_layer_at", nothing)
-    loss, logps, gradients = distances(restricted, loss_and_gradients(shared, model, pairs))
-    assert loss <= 1e-12
-    assert logps <= 1e-10
-    assert gradients <= 1e-10
+class Router(nn.Module):
+    """An MLP that gives a router's scores beside the states, and may take more than these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, states_BTD: Tensor, kinds_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if kinds_BT is not None:
+            assert kinds_BT.shape == states_BTD.shape[:2]
+        return self.linear(states_BTD), states_BTD.sum(-1)
+
+
+def test_an_mlp_of_another_form():
+    """States beside other things are spread out; one that takes more than states computes all."""
+    layer, router, states = nn.Module(), Router(), torch.randn(2, 5, 4, dtype=torch.float64)
+    expected, _ = router(states)
+    last_layer._restrict(layer, router)
+    assert torch.equal(router(states)[0], expected)
+    read_M = torch.tensor([1, 4, 7])
+    setattr(layer, last_layer._READ, read_M)
+    found, scores = router(states)
+    assert scores.shape == (1, 3)
+    kept = torch.zeros(10, 1, dtype=torch.float64).index_fill(0, read_M, 1.0).view(2, 5, 1)
+    torch.testing.assert_close(found, expected * kept)
+    assert torch.equal(router(states, torch.ones(2, 5))[0], expected)
 
 
 def test_a_decoder_without_layers_is_left_alone():
@@ -87,5 +113,6 @@ def test_a_decoder_without_layers_is_left_alone():
         def get_decoder(self) -> "Bare":
             return self
 
-    with last_layer_at(Bare(), torch.tensor([0])):
-        pass
+    mask = torch.zeros(1)
+    mark(Bare(), mask, torch.tensor([0]))
+    assert not vars(mask)
