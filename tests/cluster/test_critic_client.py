@@ -28,7 +28,7 @@ PAIR = ["score=1", "score=2"]
 async def test_the_client_and_the_command_ask_the_real_app(url: str, tmp_path: Path) -> None:
     (tmp_path / "cup.png").write_bytes(png())
     with CriticClient(url, TOKEN, retry=Retry(attempts=2, first_wait_s=0.1)) as critic:
-        assert critic.ready() is False  # the fake policy answers no such question
+        assert critic.ready() is True
         result = critic.critique(tmp_path / "cup.png", "What is it?", PAIR, "A cup.")
         assert (result.winner, result.consistent, result.outcome) == (2, True, "preferred_second")
         assert [(o.order, o.choice, o.winner) for o in result.orders] == [
@@ -37,6 +37,9 @@ async def test_the_client_and_the_command_ask_the_real_app(url: str, tmp_path: P
         ]
         assert result.orders[0].reason == "Reason with 1 images."
         assert result.request_id and len(result.prompt_version) == 12
+        assert result.probability == pytest.approx(0.09, abs=0.01)
+        ranked = critic.critique(None, "?", [*PAIR, "score=0"])
+        assert (ranked.ranking, ranked.winner, len(ranked.comparisons)) == ((2, 1, 3), 2, 3)
         with pytest.raises(CaseRefused, match="at most 7 tokens"):
             critic.critique(None, "please refuse", PAIR)
         with pytest.raises(CaseRefused, match="over the 200,000 bytes") as refused:
