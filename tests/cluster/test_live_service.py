@@ -47,7 +47,7 @@ def policy() -> Iterator[Any]:
 
     names: list[str] = []
 
-    def deploy(name: str, service: ServiceConfig = SERVICE, **settings: float) -> Any:
+    def deploy(name: str, service: ServiceConfig = SERVICE, **settings: Any) -> Any:
         names.append(name)
         apply(declaration(name, FixedTime(**settings), scaling_options(service)))
         wait(name, 60)
