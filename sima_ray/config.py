@@ -292,7 +292,8 @@ class TrainingConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none",
         description="What is kept in the CPU's memory between uses: the optimizer's state (zero_stage 1 "
-        "and up), or the parameters too (zero_stage 3).",
+        "and up), or the parameters too (zero_stage 3). A GPU must still hold the whole policy once, before the "
+        "first step.",
     )
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between checkpoints.")

@@ -3,7 +3,7 @@
 The plan: {"rank", "world", "meeting", "jobs"}. A job: {"job": TuningJob's fields, "load": folder or null,
 "save": {step: folder}, "adapter": folder, "out": file}, and for a run that is to fail "spoil": an image that
 rank 0 removes before step "spoil_at". Each rank writes its metrics, or what it stopped with, to `out` with its
-number added.
+number added. "partition_all": see `_partition_all`; for the last jobs of a plan.
 """
 
 import json
@@ -34,14 +34,15 @@ def main(plan: dict[str, Any]) -> None:
 def _run(job: dict[str, Any], rank: int, world: int) -> list[dict[str, Any]]:
     from sima_ray.config import TrainingConfig
     from sima_ray.errors import TrainingError
-    from sima_ray.tuning.forward import concatenated
     from sima_ray.tuning.tuner import Tuner, TuningJob
 
+    if job.get("partition_all"):
+        _partition_all()
     fields = job["job"]
     config = TrainingConfig.model_validate(fields["config"])
     lines: list[dict[str, Any]] = []
     try:
-        tuner = Tuner(TuningJob(**fields | {"config": config}), rank, world, forward=concatenated)
+        tuner = Tuner(TuningJob(**fields | {"config": config}), rank, world)
         start = tuner.load(Path(job["load"])) if job["load"] else 0
         for step in range(start, tuner.steps):
             if rank == 0 and step == job.get("spoil_at"):
@@ -53,6 +54,20 @@ def _run(job: dict[str, Any], rank: int, world: int) -> list[dict[str, Any]]:
     except TrainingError as error:
         lines.append({"error": str(error)})
     return lines
+
+
+def _partition_all() -> None:
+    """From now on let ZeRO 3 part even tensors that are so small that it would leave them whole."""
+    from sima_ray.tuning import engine
+
+    plain = engine.deepspeed_config
+
+    def parted(*arguments: Any) -> dict[str, Any]:
+        settings = plain(*arguments)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return settings
+
+    engine.deepspeed_config = parted
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ All begin with the same adapters. First a gate: in float64 ours must be the plai
 numbers, in float32 TRL's; if it is not, nothing is timed. Then every trainer runs in a fresh process a repeat, in
 an order that turns. What a pair costs is all that happens between the moment when model, data and optimizer are
 ready and the end of the last step: images read and decoded, text tokenised, the reference, forward, backward,
-update. Ours is charged its reference pass; the other two compute the reference in every step. Costs are
-CPU-seconds (user and system, all threads) on a CPU, and seconds of wall time on a GPU.
+update. Ours is charged its reference pass; the other two compute the reference in every step. Left out is what
+happens once before that moment: loading, ours' trial of its attention on one pair, and on CUDA the compilation of
+it. Costs are CPU-seconds (user and system, all threads) on a CPU, and seconds of wall time on a GPU.
 
 What arithmetic expects
 -----------------------

@@ -18,6 +18,8 @@ from benchmarks.tuning.by_released import load, pair_loss
 from benchmarks.tuning.gate import Gate
 from benchmarks.tuning.shapes import BETA, Work
 from sima_ray.loss import dpo_loss
+from sima_ray.tuning.attention import attention_of
+from sima_ray.tuning.choice import choose_forward
 from sima_ray.tuning.dataset import EncodedPair, read_pairs
 from sima_ray.tuning.forward import PairForward, PairLogps, base_of, concatenated
 from sima_ray.tuning.lora import trainable
@@ -28,18 +30,19 @@ def check(work: Work, *, with_trl: bool = True) -> Gate:
     """Compare on all pairs of a (small) folder."""
     exact = replace(work, shapes=replace(work.shapes, dtype="float64"))
     model, pairs = stirred(exact)
-    ours = _numbers(model, pairs, dpo_by(shared))
+    tuned, attention = as_tuned(exact)
+    ours = _numbers(tuned, pairs, dpo_by(shared))
     plain = _numbers(model, pairs, dpo_by(concatenated))
     released = _numbers(model, pairs, lambda model, pair: pair_loss(model, pair, true_dpo=True))
     fp64 = {
         "loss": _apart([ours[0]], [plain[0]]),
-        "logps": _apart(_logps(shared, model, pairs), _logps(concatenated, model, pairs)),
+        "logps": _apart(_logps(shared, tuned, pairs), _logps(concatenated, model, pairs)),
         "grads": _apart(ours[1], plain[1]),
         "released_loss": _apart([ours[0]], [released[0]]),
         "released_grads": _apart(ours[1], released[1]),
     }
     trl_loss, same_rows = _trl(work) if with_trl else (None, None)
-    return Gate(fp64, trl_loss, same_rows, ours[0].mean().item())
+    return Gate(fp64, trl_loss, same_rows, ours[0].mean().item(), attention)
 
 
 def stirred(work: Work) -> tuple[Any, list[EncodedPair]]:
@@ -51,6 +54,14 @@ def stirred(work: Work) -> tuple[Any, list[EncodedPair]]:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise.to(parameter) * 0.02)
     return model.train(), [encoder.encode(pair) for pair in read_pairs(work.pairs)]
+
+
+def as_tuned(work: Work) -> tuple[Any, str]:
+    """The same policy with the attention that the tuner chooses for it, and that attention's name."""
+    model, pairs = stirred(work)
+    choice = choose_forward(model.eval(), pairs)
+    assert choice.forward is shared, choice.reason
+    return model.train(), attention_of(base_of(model))
 
 
 def dpo_by(forward: PairForward) -> Callable[[Any, EncodedPair], Tensor]:
@@ -97,7 +108,8 @@ def _trl(work: Work) -> tuple[float, bool]:
     from benchmarks.tuning.by_trl import collated, make_trainer
 
     single = replace(work, shapes=replace(work.shapes, dtype="float32"))
-    model, pairs = stirred(single)
+    _, pairs = stirred(single)
+    model, _ = as_tuned(single)
     adapters = {name: p.detach().clone() for name, p in trainable(model).items()}
     trainer = make_trainer(single, adapters)
     theirs = trainer.model.to(work.device).train()

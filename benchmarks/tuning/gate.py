@@ -26,12 +26,14 @@ class Gate:
         trl_loss: Ours and TRL's loss, pair by pair, float32; None where TRL was left out.
         same_rows: Whether TRL tokenised the pairs exactly as ours did.
         loss: Mean of ours, in float64: far from log 2, or nothing was compared.
+        attention: What ours computed attention with, as the tuner chooses it.
     """
 
     fp64: dict[str, float]
     trl_loss: float | None
     same_rows: bool | None
     loss: float
+    attention: str
 
     def failures(self) -> list[str]:
         """What is over its limit, in words."""

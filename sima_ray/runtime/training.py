@@ -171,8 +171,10 @@ def _forget_damaged(folder: RunFolder) -> None:
     if not folder.exists(CHECKPOINTS, _SNAPSHOT):
         return
     try:
-        folder.read_json(CHECKPOINTS, _SNAPSHOT)
-    except ValueError:
+        whole = "checkpoint_results" in folder.read_json(CHECKPOINTS, _SNAPSHOT)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
         path = folder.path(CHECKPOINTS)
         _LOG.warning("%s: the list of checkpoints is damaged: training begins anew", path)
         _remove(path)

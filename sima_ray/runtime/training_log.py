@@ -144,6 +144,7 @@ class TrainingLog:
                 "pairs": len(tuner.pairs),
                 "held_out": len(tuner.held_out),
                 "set_aside": dict(Counter(str(r.set_aside) for r in aside)),
+                "attention": tuner.attention,
                 "forward_note": tuner.forward_note,
                 "reference_note": tuner.reference_note,
                 "references": tuner.references,

@@ -4,8 +4,8 @@ What a config says comes first; then one pair is scored both ways and the number
 """
 
 import inspect
+import logging
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from sima_ray.tuning.shared import shared, shared_logps
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Mean distance of a token's log-probabilities up to which two ways agree: rounding is well below, a token that
 sees what it should not, or stands where it should not, well above."""
+
+_LOG = logging.getLogger(__name__)
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 """What a model that cannot take such rows may raise."""
@@ -62,6 +64,7 @@ def choose_forward(
         reason = disagreement(base, *probe)
         if reason is None:
             return ForwardChoice(shared)
+        _LOG.warning("%s attention is not used: %s", attention, reason)
     return ForwardChoice(concatenated, reason)
 
 
@@ -101,23 +104,21 @@ def _layers_without_free_mask(text: Any, max_tokens: int | None) -> list[str]:
 def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None:
     """How far the shared row of a pair is from its plain rows; None where they agree.
 
-    With FlexAttention the backward pass is tried too: it is a kernel of its own.
+    With FlexAttention the backward pass is tried too, as a training step takes it: it is a kernel of its own.
 
     Args:
         model: The bare one.
         pair: The probe.
         plain_N: Of its response tokens, chosen then rejected, scored plainly.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    backward = attention_of(model) == "flex_attention" and trained
     try:
-        with nullcontext() if backward else torch.no_grad():
+        with torch.no_grad():
             logps_N, _ = shared_logps(model, [pair], [(pair.chosen_C, pair.rejected_R)])
-            if backward:
-                torch.autograd.grad(logps_N.sum(), trained)
+        if attention_of(model) == "flex_attention":
+            _try_backward(model, pair)
     except _FAILURES as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    distance = (logps_N.detach() - plain_N).abs().mean().item()
+    distance = (logps_N - plain_N).abs().mean().item()
     tolerance = TOLERANCES[model.get_input_embeddings().weight.dtype]
     if distance <= tolerance:  # and not if it is NaN
         return None
@@ -125,6 +126,19 @@ def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None
         f"shared and plain rows differ by {distance:.2g} a token in their log-probabilities, "
         f"over {tolerance:.0e}"
     )
+
+
+def _try_backward(model: Model, pair: EncodedPair) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        return
+    training = model.training
+    model.train()  # layers are checkpointed, where they are, only so
+    try:
+        logps_N, _ = shared_logps(model, [pair], [(pair.chosen_C, pair.rejected_R)])
+        torch.autograd.grad(logps_N.sum(), trained, allow_unused=True)
+    finally:
+        model.train(training)
 
 
 def attentions_for(model: Model) -> list[str]:
@@ -138,6 +152,9 @@ def can_flex(model: Model) -> bool:
     """Whether the language model can compute with FlexAttention, which is worth it on CUDA."""
     from transformers.utils.import_utils import is_torch_flex_attn_available
 
+    # Training, reference pass and evaluation, with rows of many shapes: near dynamo's limit, beyond which it would
+    # compute FlexAttention uncompiled, with all scores in memory.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
     supports = getattr(model.get_decoder(), "_supports_flex_attn", False)
     return bool(on_cuda and supports and is_torch_flex_attn_available())

@@ -88,6 +88,11 @@ class EncodedPair:
         """Tokens of both rows, the prompt in each."""
         return 2 * len(self.prompt_P) + len(self.chosen_C) + len(self.rejected_R)
 
+    @property
+    def width(self) -> int:
+        """Tokens of the longer row."""
+        return len(self.prompt_P) + max(len(self.chosen_C), len(self.rejected_R))
+
 
 def read_pairs(location: str) -> list[PreferencePair]:
     """Read pairs from a Parquet file or a folder of them, sorted by row id (files have no stable order).

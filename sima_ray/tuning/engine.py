@@ -42,7 +42,7 @@ def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engin
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     parameters: Any = list(trainable(module).values())  # typed as a Module there
-    elements = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+    elements = sum(p.numel() for p in parameters)
     started: Any = deepspeed.initialize(
         model=module,
         model_parameters=parameters,

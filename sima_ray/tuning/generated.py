@@ -1,8 +1,8 @@
 """Reference log-probabilities that came with the pairs, from the engine that wrote the responses.
 
 They are the reference's where the policy that answered is the one that is tuned, in the same precision, and a
-response's text gives the same tokens again. The number of tokens tells the latter, a sample that is computed the
-former.
+response's text gives the same tokens again. A sample that is computed tells the former; that a text gives as many
+tokens as were generated makes the latter all but sure. A few pairs of another origin among many can escape it.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sima_ray.records import PreferencePair
@@ -20,6 +21,16 @@ from sima_ray.tuning.reference import Given, Reference, reference_of, score
 
 SAMPLE = 16
 """Pairs that are computed, too, before any is believed."""
+
+LOOKED_AT = 64
+"""Pairs among which these are looked for: not all came with as many tokens as their texts have here."""
+
+MARGIN = 0.1
+"""How far generated references may move the margins of the sample (DPO's, beta and all; root mean square).
+Rounding moves them by a hundredth; a policy that is a round older or younger, by about one."""
+
+
+Kind = tuple[tuple[str, tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,31 @@ class Believed:
 
     given: Given | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Gives `reference_pass` what came with a pair whose kind of image was computed in the sample.
+
+    Of another kind it gives nothing: the forward pass shows whether the model finds as many features in such an
+    image as the prompt has tokens for, which would else come to light in a training step.
+
+    Attributes:
+        kinds: See `kind_of`.
+    """
+
+    kinds: frozenset[Kind]
+
+    def __call__(self, pair: EncodedPair) -> tuple[float, float] | None:
+        return came_with(pair) if kind_of(pair) in self.kinds else None
+
+
+def kind_of(pair: EncodedPair) -> Kind:
+    """What the number of an image's features depends on: shapes, and sizes that are among the inputs."""
+    return tuple(
+        (name, tuple(tensor.flatten().tolist()) if tensor.numel() < 8 else tuple(tensor.shape))
+        for name, tensor in sorted(pair.image_inputs.items())
+    )
 
 
 def came_with(pair: EncodedPair) -> tuple[float, float] | None:
@@ -55,6 +91,7 @@ def believe(
     pairs: Sequence[PreferencePair],
     *,
     seed: int,
+    beta: float,
     batch_size: int,
     rank: int = 0,
     world: int = 1,
@@ -63,8 +100,8 @@ def believe(
     """Compute a sample of the log-probabilities that came with the pairs, and believe all or none.
 
     All are believed where none of the sample is further from what is computed, in the mean of its tokens, than two
-    ways to compute may be (`TOLERANCES`). Every worker must call this; each does its share of the sample, and all
-    come to the same result.
+    ways to compute may be (`TOLERANCES`), and where the margins of the sample stay where they are (`MARGIN`).
+    Every worker must call this; each does its share of the sample, and all come to the same result.
 
     Args:
         model: With or without adapters; they are switched off here.
@@ -72,12 +109,13 @@ def believe(
         encoder: Turns pairs into tokens.
         pairs: All of them, in the same order on every worker.
         seed: Draws the sample, with the row ids.
+        beta: Of the loss, for the margins.
         batch_size: Pairs a forward pass.
         rank, world: This worker, and how many there are.
         gather: The lists of all workers, joined.
     """
     drawn = sample(pairs, seed)
-    found = gather(_distances(model, forward, encoder, drawn[rank::world], batch_size))
+    found = gather(_distances(model, forward, encoder, drawn[rank::world], batch_size, world))
     if not drawn:
         return Believed(note="no pair came with the log-probabilities of its responses")
     if not found:
@@ -85,20 +123,26 @@ def believe(
             note=f"in none of {len(drawn)} sampled pairs the responses have as many tokens as were generated"
         )
     dtype = base_of(model).get_input_embeddings().weight.dtype
-    distance, row_id = max(found)
-    if distance <= TOLERANCES[dtype]:
-        return Believed(came_with)
+    distance, row_id = max((distance, row_id) for distance, _, row_id, _ in found)
+    margin = beta * math.sqrt(sum(moved**2 for _, moved, *_ in found) / len(found))
+    if distance <= TOLERANCES[dtype] and margin <= MARGIN:
+        return Believed(Taken(frozenset(kind for *_, kind in found)))
+    apart = (
+        f"pair {row_id}: generated and computed log-probabilities differ by {distance:.2g} a token, over "
+        f"{TOLERANCES[dtype]:.0e}"
+        if distance > TOLERANCES[dtype]
+        else f"generated log-probabilities move the margins by {margin:.2g}, over {MARGIN}"
+    )
     return Believed(
-        note=f"pair {row_id}: generated and computed log-probabilities differ by {distance:.2g} a token, over "
-        f"{TOLERANCES[dtype]:.0e}: the policy that answered was another, or was not served in {dtype}"
+        note=f"{apart}: the policy that answered was another, or was not served in {dtype}"
     )
 
 
 def sample(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
-    """Up to SAMPLE of the pairs that came with log-probabilities, drawn from the seed and the row ids alone."""
+    """Up to LOOKED_AT of the pairs that came with log-probabilities, drawn from the seed and the row ids alone."""
     first = {pair.row_id: pair for pair in reversed(pairs)}
     having = [p for p in first.values() if None not in (p.chosen_logp, p.rejected_logp)]
-    return sorted(having, key=lambda pair: _draw(seed, pair.row_id))[:SAMPLE]
+    return sorted(having, key=lambda pair: _draw(seed, pair.row_id))[:LOOKED_AT]
 
 
 def _distances(
@@ -107,32 +151,40 @@ def _distances(
     encoder: PairEncoder,
     pairs: Sequence[PreferencePair],
     batch_size: int,
-) -> list[tuple[float, str]]:
-    """How far what came with these pairs is from what is computed, a token, and the pair; those that fit alone."""
-    fitting = {pair.pair.row_id: pair for pair in _encoded(encoder, pairs) if came_with(pair)}
-    ready = list(fitting.values())
-    found: list[tuple[float, str]] = []
+    world: int,
+) -> list[tuple[float, float, str, Kind]]:
+    """Of this worker's part of the sample: the distance a token, what the margin is moved by, id and kind."""
+    ready = list(islice(_fitting(encoder, pairs), -(-SAMPLE // world)))
+    fitting = {pair.pair.row_id: pair for pair in ready}
+    found: list[tuple[float, float, str, Kind]] = []
     with reference_of(model) as bare:
         for start in range(0, len(ready), batch_size):
             for computed in score(bare, forward, ready[start : start + batch_size]):
-                found.append((_distance(fitting[computed.row_id], computed), computed.row_id))
+                pair = fitting[computed.row_id]
+                found.append((*_apart(pair, computed), computed.row_id, kind_of(pair)))
     return found
 
 
-def _encoded(encoder: PairEncoder, pairs: Sequence[PreferencePair]) -> Iterator[EncodedPair]:
+def _fitting(encoder: PairEncoder, pairs: Sequence[PreferencePair]) -> Iterator[EncodedPair]:
+    """Those of these pairs whose own log-probabilities could be taken."""
     for pair in pairs:
         with suppress(UnusablePair):
-            yield encoder.encode(pair)
+            encoded = encoder.encode(pair)
+            if came_with(encoded):
+                yield encoded
 
 
-def _distance(pair: EncodedPair, computed: Reference) -> float:
-    """Of the response that is further off, in the mean of its tokens; infinite where it cannot be computed."""
+def _apart(pair: EncodedPair, computed: Reference) -> tuple[float, float]:
+    """The distance of the response that is further off, in the mean of its tokens, and that of the margin.
+
+    Infinite where they cannot be computed.
+    """
     given = came_with(pair)
     if given is None or computed.chosen_logp is None or computed.rejected_logp is None:
-        return math.inf
-    chosen = abs(given[0] - computed.chosen_logp) / len(pair.chosen_C)
-    rejected = abs(given[1] - computed.rejected_logp) / len(pair.rejected_R)
-    return max(chosen, rejected)
+        return math.inf, math.inf
+    chosen, rejected = given[0] - computed.chosen_logp, given[1] - computed.rejected_logp
+    distance = max(abs(chosen) / len(pair.chosen_C), abs(rejected) / len(pair.rejected_R))
+    return distance, chosen - rejected
 
 
 def _draw(seed: int, row_id: str) -> bytes:

@@ -5,7 +5,7 @@ unusable pairs are found and set aside.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         pa.field("generated", pa.bool_()),
     ]
 )
-CHUNK = 512
+CHUNK = 128
 """Pairs between two writes of the file: what an interruption costs at most."""
 
 
@@ -110,6 +110,7 @@ def reference_pass(
     file: ReferenceFile,
     *,
     batch_size: int,
+    budget: int | None = None,
     rank: int = 0,
     world: int = 1,
     gather: Callable[[list[Any]], list[Any]] = list,
@@ -124,7 +125,8 @@ def reference_pass(
         encoder: Turns pairs into tokens.
         pairs: All of them, in the same order on every worker.
         file: Read first, written by rank 0 after every chunk.
-        batch_size: Pairs a forward pass.
+        batch_size: Pairs a forward pass, where there is no budget.
+        budget: Padded tokens a forward pass may have, two rows a pair.
         rank, world: This worker, and how many there are.
         gather: The lists of all workers, joined.
         on_progress: Told how many pairs are done, of how many.
@@ -137,7 +139,8 @@ def reference_pass(
     with reference_of(model) as bare:
         for start in range(0, len(todo), CHUNK):
             share = todo[start : start + CHUNK][rank::world]
-            found = list(_references(bare, forward, encoder, share, batch_size, given))
+            ready = _encoded(encoder, share)
+            found = list(_references(bare, forward, ready, batch_size, budget, given))
             known |= {reference.row_id: reference for reference in gather(found)}
             if rank == 0:
                 file.write(known)
@@ -206,30 +209,45 @@ def _split(
     return known, list(todo.values())
 
 
+def _encoded(
+    encoder: PairEncoder, pairs: Sequence[PreferencePair]
+) -> Iterator[EncodedPair | Reference]:
+    """The pairs as tokens; what is told of one that cannot be used."""
+    for pair in pairs:
+        try:
+            yield encoder.encode(pair)
+        except UnusablePair as problem:
+            yield _aside(problem)
+
+
 def _references(
     model: Any,
     forward: PairForward,
-    encoder: PairEncoder,
-    pairs: Sequence[PreferencePair],
+    pairs: Iterable[EncodedPair | Reference],
     batch_size: int,
+    budget: int | None,
     given: Given | None,
 ) -> Iterator[Reference]:
-    encoded: list[EncodedPair] = []
+    batch: list[EncodedPair] = []
     for pair in pairs:
-        try:
-            ready = encoder.encode(pair)
-        except UnusablePair as problem:
-            yield _aside(problem)
-            continue
-        if given and (logps := given(ready)):
-            yield _scored(ready, *logps, generated=True)
-            continue
-        encoded.append(ready)
-        if len(encoded) == batch_size:
-            yield from score(model, forward, encoded)
-            encoded = []
-    if encoded:
-        yield from score(model, forward, encoded)
+        if isinstance(pair, Reference):
+            yield pair
+        elif given and (logps := given(pair)):
+            yield _scored(pair, *logps, generated=True)
+        else:
+            if batch and not _fits([*batch, pair], batch_size, budget):
+                yield from score(model, forward, batch)
+                batch = []
+            batch.append(pair)
+    if batch:
+        yield from score(model, forward, batch)
+
+
+def _fits(batch: Sequence[EncodedPair], batch_size: int, budget: int | None) -> bool:
+    """Whether so many pairs may share a forward pass."""
+    if budget is None:
+        return len(batch) <= batch_size
+    return 2 * len(batch) * max(pair.width for pair in batch) <= budget
 
 
 def _scored(
@@ -239,13 +257,12 @@ def _scored(
         if not math.isfinite(logp):
             detail = f"the reference's log-probability of the {side} response is {logp}"
             return _aside(UnusablePair(pair.pair.row_id, SetAside.BAD_REFERENCE, detail))
-    width = len(pair.prompt_P) + max(len(pair.chosen_C), len(pair.rejected_R))
     return Reference(
         pair.pair.row_id,
         chosen,
         rejected,
         tokens=pair.tokens,
-        width=width,
+        width=pair.width,
         image_digest=pair.image_digest,
         generated=generated,
     )

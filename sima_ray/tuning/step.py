@@ -98,6 +98,7 @@ def train_step(
     total_weight: float,
     world: int,
     seeds: Sequence[int] | None = None,
+    started: float | None = None,
 ) -> StepMetrics:
     """Take one optimizer step.
 
@@ -113,12 +114,13 @@ def train_step(
         total_weight: Of the whole batch, all workers together.
         world: Number of workers.
         seeds: Of each micro batch's dropout; None leaves the generators as they are.
+        started: When the step began, by `time.perf_counter`, waiting for its pairs included; None is now.
 
     Raises:
         TrainingError: On all workers alike: a loss that is not finite, before the weights are touched; gradients
             that are not, after which the weights in memory must not be used.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     sums = torch.zeros(len(NAMES), dtype=torch.float64)
     tokens = 0
     broken: list[str] = []

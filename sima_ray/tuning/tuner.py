@@ -5,6 +5,7 @@ Knows nothing of how workers are started: rank and world are arguments, `torch.d
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -15,12 +16,13 @@ from sima_ray.config import TrainingConfig
 from sima_ray.errors import TrainingError
 from sima_ray.policy.checkpoint import context_length, fingerprint, load_policy
 from sima_ray.records import PreferencePair
+from sima_ray.tuning.attention import attention_of
 from sima_ray.tuning.batches import Ahead, Pairs, Read
 from sima_ray.tuning.checkpoints import load_state, save_state, write_adapter
 from sima_ray.tuning.choice import ForwardChoice, choose_forward
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair, read_pairs
 from sima_ray.tuning.engine import device_of, gather_lists, start_engine
-from sima_ray.tuning.forward import PairForward, PairScorer, check_model
+from sima_ray.tuning.forward import PairForward, PairScorer, base_of, check_model
 from sima_ray.tuning.generated import Believed, believe
 from sima_ray.tuning.heldout import evaluate
 from sima_ray.tuning.lora import add_lora
@@ -61,6 +63,7 @@ class Tuner:
         pairs: What is trained on.
         held_out: What is evaluated on, and not trained on.
         set_aside: What is not, and why.
+        attention: transformers' name of what the language model computes attention with.
         forward_note: Why the rows of a pair do not share their prompt, which is slower; None where they do.
         reference_note: Why all references were computed though the generated ones were asked for; else None.
         references: How many usable pairs have a "computed" reference, and how many a "generated" one.
@@ -96,12 +99,15 @@ class Tuner:
         self._encoder = PairEncoder(processor, job.images, config.max_tokens, context_length(model))
         self.model = add_lora(model, config.lora, job.seed, train_projector=config.train_projector)
         self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         choice = (
             choose_forward(self.model, self._encoded(pairs), config.max_tokens)
             if forward is None
             else ForwardChoice(forward)
         )
         self.forward_note = choice.reason
+        self.attention = attention_of(base_of(self.model))
         believed = self._believed(choice.forward, pairs)
         self.reference_note = believed.note
         self._references = reference_pass(
@@ -111,6 +117,7 @@ class Tuner:
             pairs,
             ReferenceFile(job.references, _reference_key(job, pairs)),
             batch_size=config.micro_batch_size,
+            budget=config.tokens_per_micro_batch,
             rank=rank,
             world=world,
             gather=gather_lists,
@@ -138,8 +145,6 @@ class Tuner:
             window=config.length_window,
             lengths=self._pairs.widths,
         )
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
         self._ahead = Ahead(self._read)
         self._engine = start_engine(PairScorer(self.model, choice.forward), config, world)
 
@@ -160,7 +165,7 @@ class Tuner:
         Raises:
             TrainingError: A loss that is not finite; names the pairs.
         """
-        config = self._job.config
+        config, started = self._job.config, time.perf_counter()
         read = self._ahead(step, self.steps)
         rows = self._schedule.batch(step)
         return train_step(
@@ -174,6 +179,7 @@ class Tuner:
             total_weight=self._pairs.weight(rows) or 1.0,
             world=self._world,
             seeds=[self._seed(step, number) for number in range(len(read.micro_batches))],
+            started=started,
         )
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -221,6 +227,7 @@ class Tuner:
             self._encoder,
             pairs,
             seed=self._job.seed,
+            beta=config.beta,
             batch_size=config.micro_batch_size,
             rank=self._rank,
             world=self._world,

@@ -172,7 +172,13 @@ def drive(address: str, data: dict[str, Any], output: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"), [('{"ray_version": "2', False), ("", False), ("{}", True)]
+    ("text", "kept"),
+    [
+        ('{"ray_version": "2', False),
+        ("", False),
+        ("{}", False),
+        ('{"checkpoint_results": []}', True),
+    ],
 )
 def test_a_list_of_checkpoints_that_is_cut_short_ends_no_run(
     text: str, kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture

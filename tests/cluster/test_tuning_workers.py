@@ -146,6 +146,7 @@ def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
                 for stage in (0, 1, 2, 3)
             ),
             runs.spoilt(job("spoilt", zero_stage=3)),
+            job("parted", zero_stage=3, gradient_checkpointing=True) | {"partition_all": True},
         ],
     )
     runs.start(1, [job("back", load="two", zero_stage=2)])
@@ -159,7 +160,7 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance:
             assert a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance), (a, b)
 
 
-@pytest.mark.parametrize("name", ["two", "zero"])
+@pytest.mark.parametrize("name", ["two", "zero", "parted"])
 def test_any_number_of_workers_and_any_stage_does_the_same(runs: Runs, name: str):
     whole = runs.metrics("whole")
     assert len(whole) == STEPS

@@ -63,7 +63,9 @@ def test_the_gate_passes_with_trl(work: Work) -> None:
 
 
 def test_a_gate_names_what_fails() -> None:
-    fine = Gate(dict.fromkeys(LIMITS, 0.0), trl_loss=0.0, same_rows=True, loss=0.5)
+    fine = Gate(
+        dict.fromkeys(LIMITS, 0.0), trl_loss=0.0, same_rows=True, loss=0.5, attention="sdpa"
+    )
     assert fine.failures() == []
     assert len(replace(fine, fp64=fine.fp64 | {"grads": float("nan")}).failures()) == 1
     assert len(replace(fine, trl_loss=1e-3, same_rows=False).failures()) == 2

@@ -7,6 +7,7 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
+import torch
 from easy_pairs import easy_pairs
 
 from sima_ray.policy.checkpoint import load_policy, load_processor
@@ -14,7 +15,7 @@ from sima_ray.records import PreferencePair
 from sima_ray.tuning.choice import TOLERANCES
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, SetAside, UnusablePair
 from sima_ray.tuning.forward import PairLogps, concatenated
-from sima_ray.tuning.generated import SAMPLE, Believed, believe, came_with, sample
+from sima_ray.tuning.generated import SAMPLE, Believed, Taken, believe, kind_of, sample
 from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass
 
 COUNT = 24
@@ -123,9 +124,12 @@ def test_what_came_with_the_pairs_is_taken_and_only_a_sample_computed(
     model: Any, encoder: PairEncoder, pairs: list[Any], computed: dict[str, Any], tmp_path: Path
 ) -> None:
     forward = Counting()
-    believed = believe(model, forward, encoder, pairs, seed=1, batch_size=4)
-    assert (believed.given, believed.note) == (came_with, None)
-    assert forward.scored == [pair.row_id for pair in sample(pairs, 1)]
+    believed = believe(model, forward, encoder, pairs, seed=1, beta=0.1, batch_size=4)
+    assert (believed.given, believed.note) == (
+        Taken(frozenset({kind_of(encoder.encode(pairs[0]))})),
+        None,
+    )
+    assert forward.scored == [pair.row_id for pair in sample(pairs, 1)[:SAMPLE]]
     assert len(set(forward.scored)) == SAMPLE
     references = found(believed, model, forward, encoder, pairs, tmp_path)
     assert len(forward.scored) == SAMPLE
@@ -154,7 +158,7 @@ def test_pairs_without_or_of_other_tokens_are_computed(
     mixed += pairs[len(changes) :]
     mixed.append(replace(pairs[-1], row_id="r900", chosen=" "))
     forward = Counting()
-    believed = believe(model, Counting(), encoder, mixed, seed=2, batch_size=4)
+    believed = believe(model, Counting(), encoder, mixed, seed=2, beta=0.1, batch_size=4)
     references = found(believed, model, forward, encoder, mixed, tmp_path)
     assert forward.scored == odd
     assert {i: references[i] for i in odd} == {i: computed[i] for i in odd}
@@ -177,9 +181,9 @@ def test_one_of_the_sample_that_is_too_far_off_refuses_all(
             for p in pairs
             for apart in [times * tolerance * getattr(p, f"{side}_tokens")]
         ]
-        return believe(model, concatenated, encoder, changed, seed=1, batch_size=4)
+        return believe(model, concatenated, encoder, changed, seed=1, beta=0.1, batch_size=4)
 
-    assert off(0.9) == Believed(came_with)
+    assert isinstance(off(0.9).given, Taken)
     refused = off(1.1)
     assert refused.given is None
     assert f"pair {far}: generated and computed" in (refused.note or "")
@@ -187,22 +191,67 @@ def test_one_of_the_sample_that_is_too_far_off_refuses_all(
     assert "torch.float32" in (refused.note or "")
 
 
+def test_a_small_bias_that_moves_every_margin_refuses_all(
+    model: Any, encoder: PairEncoder, pairs: list[Any]
+) -> None:
+    """Each response within the tolerance of its tokens, as a policy that is a little older gives."""
+    (tolerance,) = {TOLERANCES[p.dtype] for p in model.parameters()}
+    shifted = [
+        replace(
+            p,
+            chosen_logp=p.chosen_logp - 0.9 * tolerance * p.chosen_tokens,
+            rejected_logp=p.rejected_logp + 0.9 * tolerance * p.rejected_tokens,
+        )
+        for p in pairs
+    ]
+    assert believe(model, concatenated, encoder, shifted, seed=1, beta=0.1, batch_size=4).given
+    refused = believe(model, concatenated, encoder, shifted, seed=1, beta=10.0, batch_size=4)
+    assert refused.given is None and "move the margins by" in (refused.note or "")
+
+
+def test_the_sample_is_of_pairs_that_fit(
+    model: Any, encoder: PairEncoder, pairs: list[Any]
+) -> None:
+    """Pairs of other token counts are passed over, and one that is off behind them is found."""
+    order = [pair.row_id for pair in sample(pairs, 1)]
+    unfit, off = set(order[:8]), order[SAMPLE + 3]
+    mixed = [
+        replace(p, chosen_tokens=p.chosen_tokens + (p.row_id in unfit))
+        if p.row_id != off
+        else replace(p, chosen_logp=-999.0)
+        for p in pairs
+    ]
+    refused = believe(model, concatenated, encoder, mixed, seed=1, beta=0.1, batch_size=4)
+    assert refused.given is None and f"pair {off}" in (refused.note or "")
+
+
+def test_an_image_of_a_kind_that_was_not_computed_is(
+    encoder: PairEncoder, pairs: list[Any]
+) -> None:
+    pair = encoder.encode(pairs[0])
+    assert Taken(frozenset({kind_of(pair)}))(pair) == (pairs[0].chosen_logp, pairs[0].rejected_logp)
+    larger = replace(pair, image_inputs={"pixel_values": torch.zeros(1, 3, 99, 99)})
+    assert Taken(frozenset({kind_of(pair)}))(larger) is None
+
+
 def test_a_sample_that_cannot_be_scored_refuses_all(
     model: Any, encoder: PairEncoder, pairs: list[Any]
 ) -> None:
     odd = Counting(sample(pairs, 1)[0].row_id)
-    assert "inf a token" in (believe(model, odd, encoder, pairs, seed=1, batch_size=4).note or "")
+    assert "inf a token" in (
+        believe(model, odd, encoder, pairs, seed=1, beta=0.1, batch_size=4).note or ""
+    )
 
 
 def test_nothing_to_hold_the_rest_to_is_a_reason_too(
     model: Any, encoder: PairEncoder, plain: list[Any], pairs: list[Any]
 ) -> None:
     forward = Counting()
-    none = believe(model, forward, encoder, plain, seed=1, batch_size=4)
+    none = believe(model, forward, encoder, plain, seed=1, beta=0.1, batch_size=4)
     assert none == Believed(note="no pair came with the log-probabilities of its responses")
     longer = [replace(pair, chosen_tokens=pair.chosen_tokens + 1) for pair in pairs]
-    other = believe(model, forward, encoder, longer, seed=1, batch_size=4)
-    assert other.given is None and f"none of {SAMPLE} sampled pairs" in (other.note or "")
+    other = believe(model, forward, encoder, longer, seed=1, beta=0.1, batch_size=4)
+    assert other.given is None and f"none of {COUNT} sampled pairs" in (other.note or "")
     assert forward.scored == []
 
 
@@ -228,7 +277,7 @@ def test_two_workers_come_to_the_same(
 
     def work(rank: int) -> None:
         how: dict[str, Any] = {"rank": rank, "world": 2, "gather": gather.of(rank), "batch_size": 4}
-        believed = believe(model, forwards[rank], encoders[rank], pairs, seed=1, **how)
+        believed = believe(model, forwards[rank], encoders[rank], pairs, seed=1, beta=0.1, **how)
         file = ReferenceFile(str(tmp_path / f"{off}.parquet"), "")
         references = reference_pass(
             model, forwards[rank], encoders[rank], pairs, file, given=believed.given, **how
@@ -241,9 +290,9 @@ def test_two_workers_come_to_the_same(
     for thread in threads:
         thread.join()
     assert results[0] == results[1]
-    alone = believe(model, concatenated, encoders[0], pairs, seed=1, batch_size=4)
+    alone = believe(model, concatenated, encoders[0], pairs, seed=1, beta=0.1, batch_size=4)
     believed, references = results[0]
     assert believed == alone and (believed.note is None) == (off == 0.0)
     assert {r.generated for r in references.values()} == {off == 0.0}
-    drawn = [pair.row_id for pair in sample(pairs, 1)]
+    drawn = [pair.row_id for pair in sample(pairs, 1)[:SAMPLE]]
     assert [forward.scored[: SAMPLE // 2] for forward in forwards] == [drawn[::2], drawn[1::2]]
