@@ -140,7 +140,7 @@ class Quota(Protocol):
 
 
 class Guard:
-    """The middleware (see the module). On the paths of `forms` a body may be a form, not looked into here."""
+    """The middleware (see the module). On the routes of `forms` a body may be a form, not looked into here."""
 
     def __init__(
         self,
@@ -179,9 +179,10 @@ class Guard:
     async def _admit(
         self, scope: Scope, headers: dict[str, bytes], receive: Receive, answer: "_Answer"
     ) -> None:
-        if scope["path"] in OPEN_PATHS:
+        path = route_path(scope)
+        if path in OPEN_PATHS:
             # Whatever body comes along is not read: who has no token holds no memory and no place.
-            await self._app(scope, _replay(b"", receive), answer)
+            await self._app(scope, replay(b"", receive), answer)
             return
         authorization = headers.get("authorization", b"").decode("latin-1")
         token = self._tokens.known(authorization)
@@ -199,8 +200,8 @@ class Guard:
             async with self._quota.place(token) if self._quota else nullcontext():
                 body = await self._read(headers, receive)
                 if body:
-                    _check_body(headers, body, scope["path"] in self._forms)
-                await self._app(scope, _replay(body, receive), answer)
+                    _check_body(headers, body, path in self._forms)
+                await self._app(scope, replay(body, receive), answer)
         except OverQuota as over:
             wait = str(max(1, math.ceil(over.seconds)))
             raise ApiError(429, "over_quota", str(over), {"Retry-After": wait}) from over
@@ -283,6 +284,15 @@ def error_response(error: ApiError, request_id: str) -> tuple[int, dict[str, str
     return error.status, headers | error.headers, body
 
 
+def route_path(scope: Scope) -> str:
+    """A request's path as the application's routes name it: without the prefix that it is served at.
+
+    Cut where the router itself cuts, so that both have the same route in mind.
+    """
+    path, prefix = scope["path"], scope.get("root_path", "")
+    return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
+
+
 def is_form(content_type: str) -> bool:
     """Whether a body is said to be a form that can hold a file."""
     return _FORM.match(content_type.strip()) is not None
@@ -305,7 +315,7 @@ def _check_body(headers: dict[str, bytes], body: bytes, form: bool) -> None:
         raise ApiError(422, "invalid_request", str(problem)) from problem
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body once, then whatever else comes (a disconnect)."""
     given = False
 

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from serve_apps.critic_models import invalid
-from serve_apps.guard import App, Message, Receive, Scope, Send, is_form
+from serve_apps.guard import App, Receive, Scope, Send, is_form, replay, route_path
 
 FIELDS = 64
 """More are refused."""
@@ -22,13 +22,13 @@ class _Parser(MultiPartParser):
 
 
 class Uploads:
-    """An ASGI middleware inside the guard: a form on one of `paths` becomes JSON, all else passes."""
+    """An ASGI middleware inside the guard: a form on one of the routes `paths` becomes JSON, all else passes."""
 
     def __init__(self, app: App, paths: Collection[str]) -> None:
         self._app, self._paths = app, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self._paths:
+        if scope["type"] != "http" or route_path(scope) not in self._paths:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         if not is_form(headers.get("content-type", "")):
@@ -38,16 +38,7 @@ class Uploads:
             (k, v) for k, v in scope["headers"] if k not in (b"content-type", b"content-length")
         ]
         kept += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app({**scope, "headers": kept}, again, send)
+        await self._app({**scope, "headers": kept}, replay(body, receive), send)
 
 
 async def case_of_form(headers: Headers, body: bytes) -> dict[str, Any]:

@@ -84,12 +84,14 @@ class Tally:
         self.codes.append(code)
 
 
-def client(policy: Any, meter: Tally | None = None, **service: Any) -> httpx.AsyncClient:
-    """A client of the application, without a network between them."""
+def client(
+    policy: Any, meter: Tally | None = None, prefix: str = "", **service: Any
+) -> httpx.AsyncClient:
+    """A client of the application, without a network between them; `prefix`: where Serve puts it."""
     values = {"service": SERVICE.model_copy(update=service), "without_token": True}
     settings = CriticApp.model_validate(values)
-    transport = httpx.ASGITransport(make_app(settings, policy, meter=meter))
-    return httpx.AsyncClient(transport=transport, base_url="http://critic", timeout=30)
+    transport = httpx.ASGITransport(make_app(settings, policy, meter=meter), root_path=prefix)
+    return httpx.AsyncClient(transport=transport, base_url=f"http://critic{prefix}", timeout=30)
 
 
 def case(*scores: float, question: str = "What is it?", **more: Any) -> dict[str, Any]:

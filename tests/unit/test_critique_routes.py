@@ -189,10 +189,11 @@ async def test_a_batch_is_bounded() -> None:
             assert error_of(reply)[:2] == (422, "invalid_request")
 
 
-async def test_a_form_with_an_image_file() -> None:
+@pytest.mark.parametrize("prefix", ["", "/critic-b"])
+async def test_a_form_with_an_image_file(prefix: str) -> None:
     policy = ScoringPolicy()
     fields = {"question": "Was ißt sie?", "responses": ["score=1", "score=4"]}
-    async with client(policy) as http:
+    async with client(policy, prefix=prefix) as http:
         file = {"image": ("cat.png", png(), "image/png")}
         reply = await http.post("/v1/critique", data=fields, files=file)
         assert reply.status_code == 200, reply.text

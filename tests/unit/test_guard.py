@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette._utils import get_route_path
 
-from serve_apps.guard import Guard, Limits, Tokens
+from serve_apps.guard import Guard, Limits, Tokens, route_path
 from sima_ray.runtime.critic_token import new_token, token_hash
 
 TOKEN = new_token()
@@ -65,6 +66,7 @@ async def ask(
     path: str = "/v1/critique",
     headers: dict[str, str] | None = None,
     stall: bool = False,
+    prefix: str | None = None,
 ) -> Reply:
     """One request; each chunk is one ASGI message. `stall`: the body never ends."""
     parts = iter(chunks)
@@ -83,7 +85,8 @@ async def ask(
 
     headers = {"Content-Type": "application/json"} | (headers or {})
     raw = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
-    await guard({"type": "http", "path": path, "headers": raw}, receive, send)
+    mounted = {} if prefix is None else {"root_path": prefix}
+    await guard({"type": "http", "path": path, "headers": raw, **mounted}, receive, send)
     return Reply(sent)
 
 
@@ -240,3 +243,33 @@ async def test_request_ids_are_kept_when_decent() -> None:
     assert "x-request-id" not in kept.headers
     made = await ask(guard, headers={"X-Request-ID": "<script>"})
     assert len(made.error["request_id"]) == 32
+
+
+PREFIXES = [
+    ("/healthz", None, "/healthz"),
+    ("/healthz", "", "/healthz"),
+    ("/critic-b/healthz", "/critic-b", "/healthz"),
+    ("/critic-b/healthz", "", "/critic-b/healthz"),
+    ("/critic-bx/healthz", "/critic-b", "/critic-bx/healthz"),
+    ("/critic-bx", "/critic-b", "/critic-bx"),
+    ("/critic-b", "/critic-b", ""),
+    ("/healthz", "/critic-b", "/healthz"),
+    ("/critic-b/critic-b/healthz", "/critic-b", "/critic-b/healthz"),
+    ("/critic-b//healthz", "/critic-b", "//healthz"),
+]
+
+
+@pytest.mark.parametrize(("path", "prefix", "route"), PREFIXES)
+async def test_a_prefix_is_no_part_of_the_route(path: str, prefix: str | None, route: str) -> None:
+    scope = {"path": path} if prefix is None else {"path": path, "root_path": prefix}
+    assert route_path(scope) == route == get_route_path(scope)  # the router's own
+    reply = await ask(Guard(Echo(), Tokens(), SMALL), path=path, prefix=prefix)
+    assert reply.status == (200 if route == "/healthz" else 401)
+
+
+async def test_forms_are_taken_under_a_prefix() -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=b"}
+    guard = Guard(Echo(), OPEN, SMALL, forms=("/v1/critique",))
+    for path, status in (("/critic-b/v1/critique", 200), ("/critic-b/v1/other", 415)):
+        reply = await ask(guard, [b"--b--"], path=path, headers=form, prefix="/critic-b")
+        assert reply.status == status
