@@ -1,7 +1,8 @@
 """A client of the critic service, for programs that have no Ray: `CriticClient` and `AsyncCriticClient`."""
 
+from sima_ray.client.asynchronous import AsyncCriticClient
+from sima_ray.client.blocking import CriticClient
 from sima_ray.client.case import Case
-from sima_ray.client.clients import AsyncCriticClient, CriticClient
 from sima_ray.client.errors import (
     CaseRefused,
     CriticError,

@@ -1,4 +1,4 @@
-"""The critic's client, sync and async, against scripted answers and against a real HTTP server."""
+"""The critic's client, sync and async, against scripted answers."""
 
 import asyncio
 import base64
@@ -6,29 +6,14 @@ import json
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fake_critic import (
-    JPEG,
-    PNG,
-    TOKEN,
-    WEBP,
-    FakeCritic,
-    drips,
-    judge,
-    problem,
-    ranked,
-    resets,
-    says,
-)
+from fake_critic import JPEG, PNG, TOKEN, WEBP, judge, problem, ranked
 from fake_critic import report as a_report
 
 from sima_ray.client import (
@@ -44,35 +29,16 @@ from sima_ray.client import (
     TokenRefused,
 )
 from sima_ray.client.case import MAX_BODY_BYTES, data_url
-from sima_ray.client.settings import find_endpoint, find_in_cluster
 from sima_ray.config import ServiceConfig
-from sima_ray.errors import ConfigError, ServiceError
+from sima_ray.errors import ServiceError
 from sima_ray.runtime.cluster import free_port
+
+pytestmark = pytest.mark.usefixtures("home")
 
 QUICK = Retry(attempts=3, first_wait_s=0.01)
 PAIR = ["score=1", "score=2"]
 
 Handler = Callable[[httpx.Request], httpx.Response]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No settings but the test's."""
-    for name in (
-        "SIMA_CRITIC_URL",
-        "SIMA_CRITIC_TOKEN",
-        "RAY_API_SERVER_ADDRESS",
-        "RAY_AUTH_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SIMA_HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def server() -> Iterator[FakeCritic]:
-    with FakeCritic() as fake:
-        yield fake
 
 
 def scripted(handler: Handler, **options: Any) -> CriticClient:
@@ -390,168 +356,6 @@ def test_readiness() -> None:
         scripted(answers(404, b"nothing")).ready()
     with pytest.raises(CriticUnavailable, match="connection refused; 3 tries"):
         CriticClient(f"http://127.0.0.1:{free_port()}", retry=QUICK).ready()
-
-
-# Where, and with which token.
-
-
-def test_the_url_and_the_token_come_from_the_nearest_place(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def found(**given: Any) -> tuple[str, str | None]:
-        endpoint = find_endpoint(**given)
-        return endpoint.url, endpoint.token
-
-    here = "http://127.0.0.1:8000"
-    assert found() == (here, None)
-    assert not (home / "critic-token").exists()  # asking makes none
-    (home / "critic-token").write_text("left-by-serve\n")
-    assert found() == (here, "left-by-serve")
-    monkeypatch.setenv("SIMA_CRITIC_TOKEN", "of-the-environment")
-    monkeypatch.setenv("SIMA_CRITIC_URL", "https://critic.example/base/")
-    assert found() == ("https://critic.example/base", "of-the-environment")
-    file = home / "tokens"
-    file.write_text("# ours\n\nof-the-file\nanother\n")
-    assert found(token_file=file)[1] == "of-the-file"
-    assert found(url="http://h:1/v1/critique", token=" given ") == ("http://h:1", "given")
-
-
-def test_the_token_is_never_shown() -> None:
-    endpoint = find_endpoint(token=TOKEN)
-    client = CriticClient(token=TOKEN)
-    assert TOKEN not in f"{endpoint!r} {client!r} {client}"
-
-
-@pytest.mark.parametrize(
-    "url", ["head:8000", "127.0.0.1:8000", "ftp://h", "http://", "http://h:99999", "http://h/?a=1"]
-)
-def test_urls_that_are_none(url: str) -> None:
-    with pytest.raises(ConfigError, match="not a critic's URL"):
-        CriticClient(url)
-
-
-def test_a_password_in_the_url_is_not_repeated() -> None:
-    with pytest.raises(ConfigError) as caught:
-        CriticClient("http://me:secret@h:1")
-    assert "secret" not in str(caught.value)
-
-
-def test_tokens_that_are_none(home: Path) -> None:
-    for text in ("", "# nothing\n", "two words", "naïve"):
-        (home / "critic-token").write_text(text)
-        with pytest.raises(TokenRefused, match=r"critic-token: .*token") as caught:
-            CriticClient()
-        assert "two words" not in str(caught.value)
-    with pytest.raises(TokenRefused, match="cannot be read: No such file"):
-        CriticClient(token_file=home / "none")
-    with pytest.raises(TokenRefused, match="the token given: not a token"):
-        CriticClient(token="a\r\nb")
-
-
-def test_the_cluster_knows_the_url(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dashboard(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path == "/api/serve/applications/"
-            known = self.headers.get("Authorization") == "Bearer of-the-cluster"
-            says(200 if known else 401, found)(self)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    found: dict[str, Any] = {"applications": {}, "http_options": None}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "auth-token"))
-        with pytest.raises(TokenRefused, match=r"give its token in \$RAY_AUTH_TOKEN"):
-            find_in_cluster(address)
-        (home / "auth-token").write_text("of-the-cluster\n")
-        with pytest.raises(CriticUnavailable, match="no critic is served there: sima serve"):
-            find_in_cluster(address)
-        found["http_options"] = {"host": "0.0.0.0", "port": 8123}
-        found["applications"] = {"critic": {"route_prefix": "/"}}
-        assert CriticClient.from_cluster(address).url == "http://127.0.0.1:8123"
-    finally:
-        server.shutdown()
-        server.server_close()
-    with pytest.raises(CriticUnavailable, match="does not say what it serves"):
-        find_in_cluster(address)
-
-
-# Over real HTTP.
-
-
-def test_a_reset_connection_is_tried_again(server: FakeCritic) -> None:
-    server.script = [resets, resets]
-    with CriticClient(server.url, TOKEN, retry=QUICK) as client:
-        assert client.critique(PNG, "?", PAIR).winner == 2
-    assert len(server.requests) == 3
-
-
-async def test_a_reset_connection_is_tried_again_async(server: FakeCritic) -> None:
-    server.script = [resets, resets]
-    async with AsyncCriticClient(server.url, TOKEN, retry=QUICK) as client:
-        assert (await client.critique(PNG, "?", PAIR)).winner == 2
-        server.script = [resets] * 3
-        with pytest.raises(CriticUnavailable, match=r"the connection broke .*3 tries") as caught:
-            await client.critique(None, "?", PAIR)
-    assert (caught.value.status, caught.value.code) == (None, "unreachable")
-
-
-@pytest.mark.parametrize("as_date", [False, True])
-async def test_retry_after_is_waited_for(server: FakeCritic, as_date: bool) -> None:
-    def busy() -> Any:
-        value = formatdate(time.time() + 2, usegmt=True) if as_date else "1"
-        return says(503, problem("overloaded", "busy"), Retry_After=value)
-
-    server.script = [busy()]
-    with CriticClient(server.url, TOKEN, retry=QUICK) as client:
-        assert client.critique(None, "?", PAIR).winner == 2
-    server.script = [busy()]
-    async with AsyncCriticClient(server.url, TOKEN, retry=QUICK) as client:
-        assert (await client.critique(None, "?", PAIR)).winner == 2
-    first, second, third, fourth = server.times
-    least = 0.9  # a date has whole seconds
-    assert second - first >= least and fourth - third >= least
-
-
-async def test_an_answer_that_never_ends_is_given_up_in_time(server: FakeCritic) -> None:
-    server.script = [drips, drips]
-    start = time.monotonic()
-    with (
-        CriticClient(server.url, TOKEN) as client,
-        pytest.raises(CriticUnavailable, match="no answer in time"),
-    ):
-        client.critique(None, "?", PAIR, timeout=0.3)
-    async with AsyncCriticClient(server.url, TOKEN, timeout=0.3) as client:
-        with pytest.raises(CriticUnavailable, match="no answer in time") as caught:
-            await client.critique(None, "?", PAIR)
-    assert caught.value.code == "timeout"
-    assert time.monotonic() - start < 10
-
-
-async def test_nobody_there() -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    words = "connection refused; 3 tries in .*is it up"
-    with (
-        CriticClient(url, retry=QUICK) as client,
-        pytest.raises(CriticUnavailable, match=words),
-    ):
-        client.critique(None, "?", PAIR)
-    async with AsyncCriticClient(url, retry=QUICK) as client:
-        with pytest.raises(CriticUnavailable, match=words):
-            await client.critique(None, "?", PAIR)
-
-
-def test_a_wrong_token_is_not_tried_again(server: FakeCritic) -> None:
-    with CriticClient(server.url, "wrong", retry=QUICK) as client:
-        with pytest.raises(TokenRefused) as caught:
-            client.critique(None, "?", PAIR)
-        assert caught.value.status == 401
-        server.tokens.add("wrong")
-        assert client.critique(None, "?", PAIR).winner == 2
-    assert len(server.requests) == 1
 
 
 def test_importing_the_client_is_light() -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from sima_ray.client.results import read_result
 from sima_ray.runtime.cluster import free_port
 
 PAIR = ("--response", "score=1", "--response", "score=2")
-
-
-@pytest.fixture
-def server() -> Iterator[FakeCritic]:
-    with FakeCritic() as fake:
-        yield fake
 
 
 @pytest.fixture
