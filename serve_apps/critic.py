@@ -203,6 +203,3 @@ def build_app(settings: CriticApp) -> Application:
         },
     )
     return deployment.bind(settings.model_dump(mode="json"))
-
-
-__all__ = ["CriticApp", "CritiqueReport", "CritiqueRequest", "Judge", "build_app", "make_app"]

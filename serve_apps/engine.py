@@ -20,8 +20,9 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from serve_apps.weights import Weights, last_line
+from serve_apps.weights import Weights
 from sima_ray.config import PolicyConfig
+from sima_ray.errors import last_line
 from sima_ray.images import ImageProblem, decode_image
 from sima_ray.policy.alternatives import differing_tokens, last_alternatives
 from sima_ray.policy.chat import harmless_messages, render_prompt, special_texts

@@ -71,10 +71,6 @@ class Tokens:
     _from_file: list[str] = field(default_factory=list)
     _checked: float = -1.0
 
-    def accept(self, authorization: str) -> bool:
-        """Whether an Authorization header holds one of the tokens."""
-        return self.known(authorization) is not None
-
     def known(self, authorization: str) -> str | None:
         """The hash of the token in an Authorization header, if it opens the door ("" where none is asked for).
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from serve_apps.gate import Gate
+from sima_ray.errors import last_line
 from sima_ray.ports import JsonDict
 
 logger = logging.getLogger("ray.serve")
@@ -90,9 +91,3 @@ class Weights:
         except Exception as error:
             self._broken = f"weights in doubt after a failed swap: {last_line(error)}"
             logger.exception("Loading the former weights failed")
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error, which is the cause where errors are wrapped."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -47,3 +47,9 @@ class LedgerError(SimaError):
 
 class TrainingError(SimaError):
     """A tuning run that must not go on: a loss that is not finite, a pair without response tokens, …"""
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error, which is the cause where errors are wrapped, as Ray's are."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

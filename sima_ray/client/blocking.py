@@ -39,7 +39,7 @@ class CriticClient(BaseClient):
     Args:
         url: Default: $SIMA_CRITIC_URL, or http://127.0.0.1:8000.
         token: Default: `token_file`, $SIMA_CRITIC_TOKEN, or the file that `sima serve` wrote.
-        token_file: Its first line is the token.
+        token_file: One token a line, `#` comments; the first is taken.
         timeout: Seconds for one critique, all tries and waits together.
         retry: How often to try, and the waits (see `sima_ray.client.retry`).
         max_body_bytes: The service's limit; a larger request is not sent.

@@ -57,8 +57,8 @@ class CritiqueResult:
         outcome: As in "preferred_first", "inconsistent", "identical".
         orders: One for each order of two responses.
         probability: That response 1 is better than 2, over both orders.
-        ranking: Of more than two responses: their numbers, best first.
-        agreement: Of more than two responses: the share of pairs whose two orders agree.
+        ranking: All numbers, best first.
+        agreement: The share of pairs whose two orders agree.
         comparisons: Of more than two responses: every pair.
         request_id: Under which the service's log has it.
         report: The answer as it came.

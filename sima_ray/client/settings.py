@@ -51,7 +51,7 @@ def find_endpoint(
 ) -> Endpoint:
     """The critic that was named, or else $SIMA_CRITIC_URL, or else the one `sima serve` puts up here.
 
-    The token: `token`, or else the first line of `token_file`, or else $SIMA_CRITIC_TOKEN, or else the file that
+    The token: `token`, or else the first of `token_file`, or else $SIMA_CRITIC_TOKEN, or else the file that
     `sima serve` wrote; without any of these none is sent.
 
     Raises:

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from sima_ray.errors import ServiceError
+from sima_ray.errors import ServiceError, last_line
 from sima_ray.ports import Completion, CompletionRequest, Policy
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,4 @@ def pause_s(attempt: int) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error, which in Ray's is the cause."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return "no answer in time" if isinstance(error, TimeoutError) else last_line(error)

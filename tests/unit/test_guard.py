@@ -123,17 +123,17 @@ async def test_a_token_file_is_read_again_and_a_lost_one_closes_the_door(tmp_pat
     file = tmp_path / "tokens"
     file.write_text(f"# for the team\n{TOKEN}\n\nsecond\n")
     tokens = Tokens(file=str(file))
-    assert tokens.accept(f"Bearer {TOKEN}") and tokens.accept("Bearer second")
-    assert not tokens.accept("Bearer # for the team") and not tokens.accept("Bearer ")
+    assert tokens.known(f"Bearer {TOKEN}") and tokens.known("Bearer second")
+    assert not tokens.known("Bearer # for the team") and not tokens.known("Bearer ")
 
     def changed(action: Any) -> None:
         action()
         tokens._checked = -1.0  # a second later
 
     changed(lambda: file.write_text("third\n"))
-    assert tokens.accept("Bearer third") and not tokens.accept(f"Bearer {TOKEN}")
+    assert tokens.known("Bearer third") and not tokens.known(f"Bearer {TOKEN}")
     changed(lambda: os.remove(file))
-    assert not tokens.accept("Bearer third")
+    assert not tokens.known("Bearer third")
 
 
 async def test_probes_need_no_token() -> None:
