@@ -1,6 +1,7 @@
 """A step's numbers in the small: models with stirred adapters, pairs of random lengths, loss and gradients."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,12 +9,17 @@ from torch import Tensor
 
 from sima_ray.config import LoraSettings
 from sima_ray.loss import dpo_loss
+from sima_ray.policy.checkpoint import load_policy
 from sima_ray.records import PreferencePair
+from sima_ray.tuning.attention import set_attention
 from sima_ray.tuning.dataset import EncodedPair
 from sima_ray.tuning.forward import PairForward, PairLogps, base_of
 from sima_ray.tuning.lora import add_lora, trainable
 
 IMAGE_ID, IMAGE_TOKENS, SIDE = 3, 36, 96  # of the tiny LLaVA
+
+RAGGED = [(3, 1, 1), (9, 7, 7), (1, 1, 40), (30, 25, 2), (5, 2, 60)]
+"""Lengths of prompt text, chosen, rejected: equal, very different, of one token."""
 
 
 def stirred(model: Any, seed: int = 1) -> Any:
@@ -25,6 +31,18 @@ def stirred(model: Any, seed: int = 1) -> Any:
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
             parameter.add_(noise.to(parameter.dtype) * 0.1)
     return tuned
+
+
+def stirred_llava(folder: Path, attention: str) -> Any:
+    """The same of a model on the disk, in float64 and with this attention."""
+    loaded = load_policy(folder, "float64")[0]
+    set_attention(loaded, attention)
+    return stirred(loaded)
+
+
+def ragged_pairs() -> list[EncodedPair]:
+    """Pairs of `RAGGED` lengths."""
+    return [random_pair(*lengths, seed) for seed, lengths in enumerate(RAGGED)]
 
 
 def random_pair(prompt: int, chosen: int, rejected: int, seed: int = 0) -> EncodedPair:
