@@ -83,6 +83,14 @@ def withdraw(name: str) -> bool:
     return name in before
 
 
+def overridden(app: JsonDict, deployment: str, **options: Any) -> JsonDict:
+    """A declaration with these options of one deployment, and everything else as it is."""
+    declared = app.get("deployments", [])
+    mine = next((d for d in declared if d["name"] == deployment), {"name": deployment})
+    others = [d for d in declared if d["name"] != deployment]
+    return {**app, "deployments": [*others, {**mine, **options}]}
+
+
 def _change_all(
     changed: Callable[[dict[str, JsonDict]], dict[str, JsonDict]],
 ) -> tuple[dict[str, JsonDict], dict[str, JsonDict]]:

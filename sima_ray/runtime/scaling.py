@@ -8,9 +8,10 @@ from typing import Any
 from sima_ray.config import ServiceConfig
 from sima_ray.errors import ClusterError, ConfigError, ServiceError
 from sima_ray.ports import JsonDict
-from sima_ray.runtime.applications import POLL_S, change, details, may_grow, node_resources
+from sima_ray.runtime.applications import POLL_S, change, may_grow, node_resources, overridden
 from sima_ray.runtime.client import DEPLOYMENT
 from sima_ray.runtime.deployment import scaling_options
+from sima_ray.runtime.serving import live_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,6 @@ def scale_policy(
         _ensure_holds(name, low)
 
     def changed(app: JsonDict) -> JsonDict:
-        others = [d for d in app.get("deployments", []) if d["name"] != DEPLOYMENT]
-        mine = next((d for d in app.get("deployments", []) if d["name"] == DEPLOYMENT), {})
         new = _bounds(app)
         new = Bounds(new.low if low is None else low, new.high if high is None else high)
         if new.low > new.high:
@@ -57,12 +56,7 @@ def scale_policy(
         scaling = _scaling(app) | {"min_replicas": new.low, "max_replicas": new.high}
         if low == 0 and high is None:
             scaling["initial_replicas"] = 0  # now, not after the delay of an idle replica
-        return app | {
-            "deployments": [
-                *others,
-                {"name": DEPLOYMENT, **mine, "autoscaling_config": scaling},
-            ]
-        }
+        return overridden(app, DEPLOYMENT, autoscaling_config=scaling)
 
     before, after = change(name, changed)
     return _bounds(before), _bounds(after)
@@ -76,12 +70,12 @@ def wait_for_replicas(name: str, bounds: Bounds, timeout_s: float) -> int:
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        replicas = _live(name).replicas
+        replicas = live_policy(name).replicas
         running = sum(replica.state == "RUNNING" for replica in replicas)
         if running == len(replicas) and bounds.low <= running <= bounds.high:
             return running
         if time.monotonic() > deadline:
-            message = " ".join(_live(name).message.split())[:300]
+            message = " ".join(live_policy(name).message.split())[:300]
             raise ServiceError(
                 f"{running} replicas of {name!r} run after {timeout_s:.0f} s, {bounds} are asked for"
                 + (f": {message}" if message else "")
@@ -110,7 +104,7 @@ def _times(need: dict[str, float], has: dict[str, float]) -> int:
 
 def _ensure_holds(name: str, replicas: int) -> None:
     """Check that so many replicas fit the cluster, where it is known not to grow."""
-    bundles, nodes = _bundles(_live(name).deployment_config), node_resources()
+    bundles, nodes = _bundles(live_policy(name).deployment_config), node_resources()
     if may_grow() or not any(amount for bundle in bundles for amount in bundle.values()):
         return
     if replicas > (room := capacity(bundles, nodes)):
@@ -134,22 +128,6 @@ def _bundles(config: Any) -> list[dict[str, float]]:
     options = config.ray_actor_options.model_dump()
     need = {"CPU": options.get("num_cpus") or 0.0, "GPU": options.get("num_gpus") or 0.0}
     return [{name: amount for name, amount in need.items() if amount} or {"CPU": 0.0}]
-
-
-def _live(name: str) -> Any:
-    found = details()
-    app = found.applications.get(name) if found else None
-    if app is None or DEPLOYMENT not in app.deployments:
-        there = sorted(
-            key
-            for key, other in (found.applications if found else {}).items()
-            if DEPLOYMENT in other.deployments
-        )
-        raise ServiceError(
-            f"no policy application {name!r} is deployed"
-            + (f"; there are: {', '.join(there)}" if there else "")
-        )
-    return app.deployments[DEPLOYMENT]
 
 
 def _scaling(app: JsonDict) -> JsonDict:

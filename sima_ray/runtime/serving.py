@@ -1,12 +1,14 @@
 """Serve applications from Python: start Serve, deploy the policy and the critic, swap weights, remove.
 
 Everything is declarative (as `serve deploy FILE` is), because only then a new `user_config` reaches running
-replicas in place. Processes that change applications at once take turns (`sima_ray.runtime.applications`).
+replicas in place. Processes that change applications at once lose none of one another's changes
+(`sima_ray.runtime.applications`).
 """
 
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray import serve
@@ -22,6 +24,7 @@ from sima_ray.runtime.applications import (
     change,
     details,
     ensure_room,
+    overridden,
     wait,
     wait_until_gone,
     withdraw,
@@ -154,12 +157,12 @@ def swap_user_config(new: JsonDict, name: str, timeout_s: float) -> list[JsonDic
     Raises:
         ServiceError: No such application, or a replica that could not take them.
     """
-    app, _ = change(name, lambda app: _with_user_config(app, new))
+    app, _ = change(name, lambda app: overridden(app, DEPLOYMENT, user_config=new))
     before = user_config(app)
     try:
         return _wait_for_version(name, new["version"], timeout_s)
     except ServiceError as error:
-        change(name, lambda app: _with_user_config(app, before))
+        change(name, lambda app: overridden(app, DEPLOYMENT, user_config=before))
         version = before["version"]
         try:
             states = _wait_for_version(name, version, timeout_s, ignore_errors=True)
@@ -274,12 +277,25 @@ def running_replicas(name: str) -> set[str]:
     Raises:
         ServiceError: No such application.
     """
-    found = details()
-    app = found.applications.get(name) if found else None
-    if app is None or DEPLOYMENT not in app.deployments:
-        raise ServiceError(f"no policy application {name!r} is deployed")
-    replicas = app.deployments[DEPLOYMENT].replicas
+    replicas = live_policy(name).replicas
     return {replica.replica_id for replica in replicas if replica.state == "RUNNING"}
+
+
+def live_policy(name: str) -> Any:
+    """Serve's own account of a policy application's deployment.
+
+    Raises:
+        ServiceError: No such application; names those that there are.
+    """
+    found = details()
+    apps = found.applications if found else {}
+    if name not in apps or DEPLOYMENT not in apps[name].deployments:
+        there = ", ".join(sorted(key for key, app in apps.items() if DEPLOYMENT in app.deployments))
+        raise ServiceError(
+            f"no policy application {name!r} is deployed"
+            + (f"; there are: {there}" if there else "")
+        )
+    return apps[name].deployments[DEPLOYMENT]
 
 
 def job_runtime_env() -> JsonDict:
@@ -300,13 +316,6 @@ def user_config(app: JsonDict) -> JsonDict:
         if deployment["name"] == DEPLOYMENT and "user_config" in deployment:
             return dict(deployment["user_config"])
     return {"model": app["args"]["model"], "version": "base"}
-
-
-def _with_user_config(app: JsonDict, user_config: JsonDict) -> JsonDict:
-    others = [d for d in app.get("deployments", []) if d["name"] != DEPLOYMENT]
-    mine = next((d for d in app.get("deployments", []) if d["name"] == DEPLOYMENT), {})
-    changed = {"name": DEPLOYMENT, **mine, "user_config": user_config}
-    return {**app, "deployments": [*others, changed]}
 
 
 def _wait_for_version(

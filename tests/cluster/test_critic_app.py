@@ -267,6 +267,30 @@ def test_a_policy_that_fails_is_a_503_without_its_words(http: httpx.Client) -> N
     assert "retry-after" in reply.headers and "secret" not in reply.text
 
 
+def test_a_second_critic_under_a_prefix(url: str) -> None:
+    from sima_ray.runtime.critic_token import token_hash
+    from sima_ray.runtime.serving import deploy_critic, remove
+
+    other = deploy_critic(
+        CriticConfig(),
+        SERVICE,
+        token_hashes=[token_hash(TOKEN)],
+        name="critic-b",
+        route_prefix="/critic-b",
+    )
+    assert other == f"{url}/critic-b"
+    for probe in ("/healthz", "/readyz"):
+        assert httpx.get(f"{other}{probe}").status_code == 200
+    form = {"question": "What?", "responses": ["score=1", "score=3"]}
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    sent: dict[str, Any] = {"data": form, "files": {"image": png()}}
+    assert httpx.post(f"{other}/v1/critique", **sent).status_code == 401
+    judged = httpx.post(f"{other}/v1/critique", headers=headers, timeout=30, **sent).json()
+    assert judged["winner"] == 2
+    remove("critic-b")
+    assert httpx.get(f"{url}/healthz").status_code == 200
+
+
 def test_a_second_serve_address_is_refused(url: str) -> None:
     from sima_ray.runtime.serving import start_serve
 
