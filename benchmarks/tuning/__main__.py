@@ -88,10 +88,7 @@ def _benchmark(options: argparse.Namespace, folder: Path) -> JsonDict:
     return figures(repeats, shapes, work.lengths(), measure, peak) | {
         "fp64": gate.fp64,
         "gate": asdict(gate),
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(options).items()
-        }
+        "settings": {name: value for name, value in vars(options).items() if name != "json"}
         | {"sizes": asdict(shapes), "training": work.training().model_dump(mode="json")},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},

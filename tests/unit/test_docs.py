@@ -109,3 +109,23 @@ def test_the_readme_shows_the_committed_proof() -> None:
         assert f"| {label} | {chair_s} | {recall} | {objects} | {errors} |" in text
     held = sum(line["holds"] for line in proof["gate"])
     assert f"{held} of {len(proof['gate'])} lines of the gate hold" in " ".join(text.split())
+
+
+def test_the_readme_shows_the_committed_tuning_figures() -> None:
+    found = json.loads((ROOT / "docs" / "tuning.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    trainers = [found["trainers"][name] for name in ("ours", "trl", "released")]
+    for key, scale, form in (
+        ("cpu_s_per_pair", 1, ".2f"),
+        ("peak_bytes", 2**20, ",.0f"),
+        ("working_bytes", 2**20, ",.0f"),
+    ):
+        cells = [f"{trainer[key]['median'] / scale:{form}}" for trainer in trainers]
+        assert f"| {' | '.join(cells)} |" in text, key
+    for key in ("speedup", "steps_speedup"):
+        cells = [
+            f"{found[name]:.2f} [{found['spread'][name][0]:.2f}, {found['spread'][name][1]:.2f}]"
+            for name in (f"{key}_vs_trl", f"{key}_vs_sima")
+        ]
+        assert f"| 1 | {' | '.join(cells)} |" in text, key
+    assert f"Of ours {found['reference_share']:.0%} is the reference" in text
