@@ -208,9 +208,9 @@ def show(result: CritiqueResult, console: Console) -> None:
 
 def _verdict(result: CritiqueResult) -> Iterator[Row]:
     yield "winner", _winner(result), "bold green" if result.winner else "bold yellow"
-    if result.ranking:
+    if result.comparisons and result.ranking:  # of two, the winner says it all
         yield "ranking", " > ".join(str(number) for number in result.ranking) + " (best first)", ""
-    if result.agreement is not None:
+    if result.comparisons and result.agreement is not None:
         yield (
             "agreement",
             f"{result.agreement:.0%} of the pairs have one verdict in both orders",
