@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import httpx
 import psutil
 
 from sima_ray.errors import ClusterError
+from sima_ray.runtime.sockets import free_ports, is_free
 
 LOOPBACK = "127.0.0.1"
 _START_TIMEOUT_S = 90.0
@@ -117,14 +117,14 @@ def start(cpus: int, gpus: int | None = None, port: int | None = None) -> LocalC
     Raises:
         ClusterError: The port is taken, or Ray does not start within 90 s.
     """
-    if port is not None and not _is_free(port):
+    if port is not None and not is_free(LOOPBACK, port):
         raise ClusterError(f"port {port} is in use: choose another, or leave it out for a free one")
     # Short, because the paths of Ray's sockets must stay under 108 bytes.
     temp = Path(tempfile.mkdtemp(prefix="sima-", dir="/tmp" if os.path.isdir("/tmp") else None))
     token_file = temp / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(secrets.token_hex(32))
-    ports = _free_ports(6)
+    ports = free_ports(6)
     dashboard = port or ports.pop()
     log = temp / "start.log"
     environment = {
@@ -224,27 +224,6 @@ def _signal(processes: list[psutil.Process], send: object) -> None:
             continue
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-        return True
-
-
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on at this moment."""
-    return _free_ports(1)[0]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    return free_ports(1)[0]

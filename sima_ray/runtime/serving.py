@@ -5,7 +5,6 @@ replicas in place. Processes that change applications at once lose none of one a
 (`sima_ray.runtime.applications`).
 """
 
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from sima_ray.runtime.applications import (
 )
 from sima_ray.runtime.client import DEPLOYMENT, MAY_PASS
 from sima_ray.runtime.deployment import bundles, scaling_options
+from sima_ray.runtime.sockets import free_ports, is_free
 
 
 def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
@@ -52,7 +52,11 @@ def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
                 "use that address, or shut Serve down first"
             )
         return int(there.port)
-    port = _free_port(host, port)
+    if port and not is_free(host, port):
+        raise ServiceError(
+            f"port {port} on {host} is taken: stop what listens there, or choose another port"
+        )
+    port = port or free_ports(1, host)[0]
     serve.start(http_options={"host": host, "port": port})
     return port
 
@@ -337,16 +341,3 @@ def _wait_for_version(
             return states
         time.sleep(POLL_S)
     raise ServiceError(f"not every replica of {name!r} had {version!r} within {timeout_s:.0f} s")
-
-
-def _free_port(host: str, port: int) -> int:
-    """Check that a port of this machine is free; 0 finds one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServiceError(
-                f"port {port} on {host} is taken: stop what listens there, or choose another port"
-            ) from error
-        return int(probe.getsockname()[1])
