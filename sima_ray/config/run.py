@@ -1,0 +1,175 @@
+"""A whole run, and what its stages do."""
+
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import yaml
+from pydantic import Field, ValidationError
+
+from sima_ray.config.base import Folder, Location, Section
+from sima_ray.config.serving import PolicyConfig
+from sima_ray.config.training import TrainingConfig
+from sima_ray.errors import ConfigError
+
+
+class DataConfig(Section):
+    """What the policy is asked, and how bad input is told from good."""
+
+    prompts: Location = Field(description="JSON lines: image, text, ground_truth, optional id.")
+    images: Location = Field(description="Folder or URI that image names are relative to.")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first N prompts.")
+    max_image_pixels: int = Field(
+        default=50_000_000, ge=1, description="Larger images are set aside, by their header."
+    )
+    max_text_chars: int = Field(
+        default=20_000, ge=1, description="Longer questions or answers are set aside."
+    )
+
+
+class GenerationConfig(Section):
+    """How the two candidates of a prompt are made: one greedy, one sampled."""
+
+    temperature: float = Field(default=0.8, gt=0, le=2, description="Of the sampled candidate.")
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    max_tokens: int = Field(default=1024, ge=1)
+    concurrency: int = Field(
+        default=64, ge=1, description="Requests that one Data worker keeps in flight."
+    )
+    workers: int = Field(default=1, ge=1, description="Data workers of this stage.")
+    batch_size: int = Field(
+        default=128, ge=1, description="Rows that a Data worker takes at a time."
+    )
+    retries: int = Field(default=5, ge=0, description="Tries again after a failure that may pass.")
+    timeout_s: float = Field(default=600.0, gt=0, description="Of one request, queueing included.")
+
+
+class CriticConfig(Section):
+    """How the policy judges its own candidates."""
+
+    layout: Literal["image_first", "examples_first"] = "image_first"
+    examples: Location | None = Field(
+        default=None, description="YAML of worked examples; None: the shipped ones."
+    )
+    max_tokens: int = Field(
+        default=512, ge=8, description="Of the reason and the verdict together."
+    )
+
+
+class PairsConfig(Section):
+    """Which verdicts become training pairs."""
+
+    length_policy: Literal["none", "balance"] = Field(
+        default="none",
+        description="balance: keep as many pairs with a shorter chosen as with a longer one, "
+        "so that brevity alone is not taught.",
+    )
+    max_length_ratio: float | None = Field(
+        default=None,
+        gt=1,
+        description="Leave out pairs whose longer side is over this many times the shorter.",
+    )
+    inconsistent_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Weight, beside the 1 of other pairs, of one whose two orders disagree. 0 "
+        "drops it, as a tie; above, one of its two verdicts is believed, by lot.",
+    )
+
+
+class EvaluationConfig(Section):
+    """Captions of held-out images before and after, scored against COCO annotations."""
+
+    prompts: Location
+    images: Location
+    instances: Location = Field(description="COCO instances JSON.")
+    captions: Location | None = Field(
+        default=None, description="COCO captions JSON, as CHAIR uses it."
+    )
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
+    pope: list[Location] = Field(default_factory=list, description="POPE files, JSON lines.")
+    error_counter: str | None = Field(
+        default=None,
+        description="'module:function' that counts a response's errors against its ground truth, "
+        "where such a count exists (the demo's world).",
+    )
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class MergeConfig(Section):
+    """The check that merged weights compute what base + adapter compute."""
+
+    parity_rows: int = Field(default=8, ge=1)
+    tolerance: float = Field(
+        default=0.05, gt=0, description="Largest allowed mean |Δ log-prob| at response positions."
+    )
+
+
+class RunConfig(Section):
+    """A whole run: what `sima submit pipeline CONFIG` takes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    runs: Folder = Field(
+        default="runs", validate_default=True, description="Where run folders are made."
+    )
+    seed: int = 0
+    rounds: int = Field(default=1, ge=1, le=20)
+    data: DataConfig
+    policy: PolicyConfig
+    generation: GenerationConfig = GenerationConfig()
+    critic: CriticConfig = CriticConfig()
+    pairs: PairsConfig = PairsConfig()
+    training: TrainingConfig = TrainingConfig()
+    merge: MergeConfig = MergeConfig()
+    evaluation: EvaluationConfig | None = None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: Unreadable, not YAML, an unknown key, or a value that does not fit; names
+                each.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                values = yaml.safe_load(file)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: must hold a mapping of settings")
+        return cls.parse(cast(dict[str, Any], values), origin=str(path))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], origin: str = "config") -> Self:
+        """Check settings that were read already; `origin` stands in error messages.
+
+        Raises:
+            ConfigError: An unknown key or a value that does not fit; names each.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'config'}: {_plain(e)}" for e in error.errors()
+            )
+            raise ConfigError(f"{origin}: {problems}") from error
+
+    def dump(self) -> str:
+        """The resolved config as YAML; loading it again gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _plain(error: Any) -> str:
+    """One validation problem in a user's words."""
+    match error["type"]:
+        case "extra_forbidden":
+            return "unknown key"
+        case "missing":
+            return "is required"
+        case _:
+            return str(error["msg"]).removeprefix("Value error, ")
