@@ -8,7 +8,7 @@ fields of `POST /v1/critique`; the image may be an `image_url` part): its answer
 import asyncio
 import json
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,9 +22,11 @@ from serve_apps.critic_models import (
     image_bytes,
     in_words,
     invalid,
+    is_inline,
 )
 from serve_apps.guard import ApiError
 from serve_apps.judging import Judge, failure
+from serve_apps.remote_images import RemoteImages
 from serve_apps.strict_json import NotJson, check_json
 from sima_ray.config import CriticConfig, ServiceConfig
 from sima_ray.errors import ServiceError
@@ -45,7 +47,7 @@ class TextContent(BaseModel):
 class ImageUrl(BaseModel):
     model_config = _FORBID
 
-    url: Text = Field(description="data:image/png;base64,… Nothing is ever fetched.")
+    url: Text = Field(description="As the image of POST /v1/critique.")
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Makes no difference.")
 
 
@@ -103,9 +105,14 @@ class Chat:
     """Answers chat requests."""
 
     def __init__(
-        self, policy: Policy, judge: Judge, critic: CriticConfig, service: ServiceConfig
+        self,
+        policy: Policy,
+        judge: Judge,
+        critic: CriticConfig,
+        service: ServiceConfig,
+        images: RemoteImages,
     ) -> None:
-        self._policy, self._judge = policy, judge
+        self._policy, self._judge, self._images = policy, judge, images
         self._critic, self._service = critic, service
 
     async def answer(self, request: ChatRequest, request_id: str) -> dict[str, Any]:
@@ -127,15 +134,14 @@ class Chat:
             return _completion(request.model, request_id, message, 0, report.tokens, "stop") | {
                 "system_fingerprint": report.model_version
             }
-        content = self._content(parts)
         completion = await self._ask(
+            parts,
             {
-                "content": content,
                 "max_tokens": max_tokens or self._critic.max_tokens,
                 "temperature": 1.0 if request.temperature is None else request.temperature,
                 "top_p": 1.0 if request.top_p is None else request.top_p,
                 "seed": request.seed,
-            }
+            },
         )
         message = {"content": completion.get("text", "")}
         return _completion(
@@ -147,9 +153,11 @@ class Chat:
             completion.get("finish_reason", "stop"),
         ) | {"system_fingerprint": completion.get("model_version", "")}
 
-    async def _ask(self, request: CompletionRequest) -> Any:
+    async def _ask(self, parts: list[TextContent | ImageContent], sampling: dict[str, Any]) -> Any:
         try:
             async with asyncio.timeout(self._service.request_timeout_s):
+                content = await self._content(parts)
+                request = cast(CompletionRequest, {"content": content, **sampling})
                 completion = await self._policy.complete(request)
         except TimeoutError as error:
             raise ApiError(504, "timeout", "no answer in time") from error
@@ -159,13 +167,18 @@ class Chat:
             raise invalid(completion["error"])
         return completion
 
-    def _content(self, parts: list[TextContent | ImageContent]) -> list[Part]:
+    async def _content(self, parts: list[TextContent | ImageContent]) -> list[Part]:
         texts = {f"messages.0.{n}": p.text for n, p in enumerate(parts) if p.type == "text"}
         check_lengths(texts, self._service)
+        urls = [part.image_url.url for part in parts if part.type == "image_url"]
+        # Named a thousand times, an image would be sent on and decoded a thousand times.
+        if sum(not is_inline(url) for url in urls) > 1:
+            raise invalid("image: one URL at most in a message")
+        remote = self._images.of_request()
         return [
             text_part(part.text)
             if part.type == "text"
-            else image_part(image_bytes(part.image_url.url, self._service))
+            else image_part(await image_bytes(part.image_url.url, self._service, remote))
             for part in parts
         ]
 

@@ -27,6 +27,7 @@ from serve_apps.critic_models import (
 from serve_apps.guard import ApiError, App, Guard, Limits, Quota, Tokens, error_response
 from serve_apps.judging import Judge, Meter
 from serve_apps.meters import ServeMeter
+from serve_apps.remote_images import RemoteImages
 from serve_apps.shared_quota import shared_quota
 from serve_apps.upload import Uploads
 from sima_ray.config import CriticConfig, Section, ServiceConfig
@@ -111,7 +112,8 @@ def make_app(
     """
     api = FastAPI(title="sima-ray critic", docs_url=None, redoc_url=None, redirect_slashes=False)
     critic, service = settings.critic, settings.service
-    judge = Judge(policy, critic, service, meter)
+    images = RemoteImages(service)
+    judge = Judge(policy, critic, service, meter, images)
 
     @api.post(
         "/v1/critique",
@@ -128,7 +130,7 @@ def make_app(
             raise invalid(f"cases: over the {service.max_cases} allowed")
         return BatchReport(results=await judge.batch(request.cases))
 
-    add_chat_routes(api, Chat(policy, judge, critic, service))
+    add_chat_routes(api, Chat(policy, judge, critic, service, images))
     readiness = Readiness(policy)
 
     @api.get("/healthz")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from serve_apps.guard import ApiError
+from serve_apps.remote_images import RequestImages
 from sima_ray.config import ServiceConfig
 from sima_ray.critic.judge import Case
 from sima_ray.images import ImageProblem, read_header
@@ -45,7 +46,8 @@ class CritiqueRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [CASE, THREE]})
 
     image: str | None = Field(
-        None, description="data:image/png;base64,… (JPEG, PNG or WebP). Nothing is ever fetched."
+        None,
+        description="data:image/png;base64,… (JPEG, PNG or WebP), or a URL of one of service.image_origins.",
     )
     question: Filled
     ground_truth: Filled | None = Field(None, description="The answer known to be right.")
@@ -159,7 +161,9 @@ class Contest:
         return Case(self.image, self.question, self.ground_truth, pair)
 
 
-def to_contest(request: CritiqueRequest, service: ServiceConfig) -> Contest:
+async def to_contest(
+    request: CritiqueRequest, service: ServiceConfig, remote: RequestImages
+) -> Contest:
     """Check what the types cannot: numbers, lengths and the image.
 
     Raises:
@@ -170,7 +174,8 @@ def to_contest(request: CritiqueRequest, service: ServiceConfig) -> Contest:
     texts = {"question": request.question, "ground_truth": request.ground_truth or ""}
     texts |= {f"responses.{n}": text for n, text in enumerate(request.responses)}
     check_lengths(texts, service)
-    image = None if request.image is None else image_bytes(request.image, service)
+    url = request.image
+    image = None if url is None else await image_bytes(url, service, remote)
     return Contest(image, request.question, request.ground_truth, tuple(request.responses))
 
 
@@ -185,22 +190,38 @@ def check_lengths(texts: dict[str, str], service: ServiceConfig) -> None:
             raise invalid(f"{name}: over the {service.max_text_chars:,} characters allowed")
 
 
-def image_bytes(url: str, service: ServiceConfig) -> bytes:
-    """The bytes of an image's data URL. Its header is checked here; the policy decodes it.
+async def image_bytes(url: str, service: ServiceConfig, remote: RequestImages) -> bytes:
+    """The bytes of an image's URL. Its header is checked here; the policy decodes it.
+
+    Args:
+        url: The image itself (`data:`), or where it is.
+        service: The limits.
+        remote: Fetches what is elsewhere, if that is allowed.
 
     Raises:
         ApiError: 422.
     """
+    data = _decoded(url) if is_inline(url) else await remote.get(url)
+    try:
+        read_header(data, service.max_image_pixels)
+    except ImageProblem as problem:
+        raise invalid(f"image: {problem}") from problem
+    return data
+
+
+def is_inline(url: str) -> bool:
+    """Whether a URL is the image itself."""
+    return url[:5].lower() == "data:"
+
+
+def _decoded(url: str) -> bytes:
     prefix = _DATA_URL.match(url)
     if prefix is None:
         raise invalid("image: must be a data:image/(jpeg|png|webp);base64, URL")
     try:
-        data = base64.b64decode(url[prefix.end() :], validate=True)
-        read_header(data, service.max_image_pixels)
+        return base64.b64decode(url[prefix.end() :], validate=True)
     except (binascii.Error, ValueError) as problem:
-        words = problem if isinstance(problem, ImageProblem) else "not valid base64"
-        raise invalid(f"image: {words}") from problem
-    return data
+        raise invalid("image: not valid base64") from problem
 
 
 def invalid(message: str) -> ApiError:

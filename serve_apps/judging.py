@@ -23,6 +23,7 @@ from serve_apps.critic_models import (
     to_contest,
 )
 from serve_apps.guard import ApiError
+from serve_apps.remote_images import RemoteImages, RequestImages
 from sima_ray.config import CriticConfig, ServiceConfig
 from sima_ray.critic.judge import RequestRefused, critique
 from sima_ray.critic.probability import mean_probability
@@ -59,11 +60,16 @@ class Judge:
     """
 
     def __init__(
-        self, policy: Policy, config: CriticConfig, service: ServiceConfig, meter: Meter | None
+        self,
+        policy: Policy,
+        config: CriticConfig,
+        service: ServiceConfig,
+        meter: Meter | None,
+        images: RemoteImages,
     ) -> None:
         examples = load_examples(Path(config.examples)) if config.examples else load_examples()
         self._policy, self._config, self._service = policy, config, service
-        self._meter = meter
+        self._meter, self._images = meter, images
         self._prompt = CriticPrompt(Layout(config.layout), examples)
 
     async def one(self, request: CritiqueRequest, max_tokens: int | None = None) -> CritiqueReport:
@@ -76,17 +82,17 @@ class Judge:
         Raises:
             ApiError: It was not judged.
         """
-        return await self._counted(
-            request, self._deadline(), asyncio.Semaphore(AT_ONCE), max_tokens
-        )
+        slots, images = asyncio.Semaphore(AT_ONCE), self._images.of_request()
+        return await self._counted(request, self._deadline(), slots, images, max_tokens)
 
     async def batch(self, cases: Sequence[Any]) -> list[CritiqueReport | CaseError]:
         """Judge each case by itself; what is wrong with one is its own result."""
         deadline, slots = self._deadline(), asyncio.Semaphore(AT_ONCE)
+        images = self._images.of_request()
 
         async def judged(case: Any) -> CritiqueReport | CaseError:
             try:
-                return await self._counted(case, deadline, slots)
+                return await self._counted(case, deadline, slots, images)
             except ApiError as error:
                 return CaseError(error=ErrorWords(code=error.code, message=error.message))
             except Exception as error:  # a bug: it must not cost the others their results
@@ -99,10 +105,15 @@ class Judge:
         return asyncio.get_running_loop().time() + self._service.request_timeout_s
 
     async def _counted(
-        self, case: Any, deadline: float, slots: asyncio.Semaphore, max_tokens: int | None = None
+        self,
+        case: Any,
+        deadline: float,
+        slots: asyncio.Semaphore,
+        images: RequestImages,
+        max_tokens: int | None = None,
     ) -> CritiqueReport:
         try:
-            report = await self._in_time(case, deadline, slots, max_tokens)
+            report = await self._in_time(case, deadline, slots, images, max_tokens)
         except ApiError as error:
             if self._meter is not None:
                 self._meter.failed(error.code)
@@ -112,12 +123,18 @@ class Judge:
         return report
 
     async def _in_time(
-        self, case: Any, deadline: float, slots: asyncio.Semaphore, max_tokens: int | None
+        self,
+        case: Any,
+        deadline: float,
+        slots: asyncio.Semaphore,
+        images: RequestImages,
+        max_tokens: int | None,
     ) -> CritiqueReport:
         """The report, or every failure as an ApiError."""
         try:
-            contest = to_contest(CritiqueRequest.model_validate(case), self._service)
+            request = CritiqueRequest.model_validate(case)
             async with asyncio.timeout_at(deadline):
+                contest = await to_contest(request, self._service, images)
                 return await self._judge(contest, slots, max_tokens)
         except ValidationError as error:
             raise invalid(in_words(error.errors())) from error

@@ -189,7 +189,12 @@ def promote(
 @app.command()
 def critique(
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JPEG, PNG or WebP.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="JPEG, PNG or WebP; a URL of policy.service.image_origins.",
+            show_default=False,
+        ),
     ] = None,
     question: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What was asked.", show_default=False)

@@ -16,6 +16,9 @@ from PIL import Image
 from sima_ray.policy.chat import USER_TEXT_ESCAPES
 
 JSON = "application/json"
+ALLOWED = "images.invalid"
+"""The host that the service fetches images from; nobody has it."""
+
 FIELDS = ("image", "question", "ground_truth", "responses")
 TOKEN = "the-token-of-the-hostile-run"
 
@@ -212,8 +215,40 @@ def address(rng: random.Random, fetch_url: str) -> Attack:
         f"data:image/png;base64,{fetch_url}",
         f"data:image/png;base64;url={fetch_url},AAAA",
         f" {data_url(picture())}",
+        *allowed_by_a_careless_reader(fetch_url.removeprefix("http://")),
     ]
     return Attack("address", as_json(case(image=rng.choice(urls))))
+
+
+def allowed_by_a_careless_reader(elsewhere: str) -> list[str]:
+    """Addresses elsewhere that show the allowed host to one reader or another."""
+    host, _, rest = elsewhere.partition(":")
+    starts = [
+        f"https://{ALLOWED}@",
+        f"https://{ALLOWED}:443@",
+        f"https:\\\\{ALLOWED}@",
+        "//",
+        "https:",
+    ]
+    starts += [
+        f"https://{ALLOWED}\\@",
+        f"https://{ALLOWED}#@",
+        f"https://{ALLOWED}%2f@",
+        "https:///",
+    ]
+    hosts = [f"{ALLOWED}.{host}", f"[::ffff:{host}]", host.replace(".", "。"), f"{host}.", "0177.1"]
+    return [
+        *(f"{start}{elsewhere}" for start in starts),
+        *(
+            f"http://{name}:{rest}"
+            for name in (*hosts, f"\t{host}", f"{host}\r\n", f"{ALLOWED}@{host}")
+        ),
+        *(
+            f"https://{ALLOWED}/a.png",
+            f"https://{ALLOWED}./{rest}",
+            f"http://{ALLOWED}/{elsewhere}",
+        ),
+    ]
 
 
 def special_tokens(rng: random.Random) -> Attack:

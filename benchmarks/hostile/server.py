@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from benchmarks.hostile.attacks import TOKEN
+from benchmarks.hostile.attacks import ALLOWED, TOKEN
 from serve_apps.critic import CriticApp, make_app
 from sima_ray.config import ServiceConfig
 from sima_ray.images import ImageProblem, decode_image
@@ -18,6 +18,7 @@ from sima_ray.runtime.critic_token import token_hash
 
 SERVICE = ServiceConfig(
     max_body_bytes=1_000_000,
+    image_origins=[f"https://{ALLOWED}"],
     max_image_pixels=1_000_000,
     max_text_chars=20_000,
     body_timeout_s=3.0,

@@ -13,6 +13,9 @@ from sima_ray.client.errors import CaseRefused
 MAX_BODY_BYTES = 20_000_000
 """What the service takes by default (`policy.service.max_body_bytes`)."""
 
+URLS = ("data:", "http://", "https://")
+"""How an image starts that is no path."""
+
 ImageSource = str | os.PathLike[str] | bytes | None
 
 
@@ -23,7 +26,8 @@ class Case:
     Attributes:
         question: What was asked.
         responses: Two, or more where the service ranks them.
-        image: A path to a JPEG, PNG or WebP, its bytes, or a `data:image/…` URL.
+        image: A path to a JPEG, PNG or WebP, its bytes, or a URL: `data:image/…`, or http(s) of an origin in the
+            service's `image_origins`.
         ground_truth: The answer known to be right.
         id: Yours; it is not sent.
     """
@@ -71,7 +75,7 @@ def _request(case: Case, max_bytes: int) -> dict[str, Any]:
     if case.ground_truth is not None:
         request["ground_truth"] = case.ground_truth
     if case.image is not None:
-        request["image"] = data_url(case.image, max_bytes)
+        request["image"] = image_url(case.image, max_bytes)
     return request
 
 
@@ -82,13 +86,13 @@ def _encoded(request: dict[str, Any], max_bytes: int) -> bytes:
     return body
 
 
-def data_url(image: str | os.PathLike[str] | bytes, max_bytes: int = MAX_BODY_BYTES) -> str:
-    """An image as the service takes it.
+def image_url(image: str | os.PathLike[str] | bytes, max_bytes: int = MAX_BODY_BYTES) -> str:
+    """An image as the service takes it. A URL stays as it is: the service says which it fetches.
 
     Raises:
         CaseRefused: It cannot be read, is no JPEG, PNG or WebP, or too large for one request.
     """
-    if isinstance(image, str) and image.startswith("data:"):
+    if isinstance(image, str) and image.startswith(URLS):
         return image
     if isinstance(image, bytes):
         name, data = "image", image
@@ -113,10 +117,6 @@ def image_kind(data: bytes) -> str | None:
 
 
 def _read(name: str, max_bytes: int) -> bytes:
-    if name.startswith(("http://", "https://")):
-        raise CaseRefused(
-            f"{name}: no URL is fetched: download it, and give the file", code="invalid_image"
-        )
     path = Path(name)
     try:
         if not path.is_file():

@@ -26,6 +26,7 @@ from sima_ray.client import (
     OrderResult,
     TokenRefused,
 )
+from sima_ray.client.case import URLS
 from sima_ray.errors import DataError
 
 FIELDS = frozenset({"id", "image", "question", "ground_truth", "responses"})
@@ -165,7 +166,7 @@ def _case(values: dict[str, Any], folder: Path) -> Case:
         raise _bad_line("responses: a list of texts is needed")
     if not isinstance(image, str | None) or not isinstance(truth, str | None):
         raise _bad_line("image and ground_truth: texts, or left out")
-    if image is not None and not image.startswith(("data:", "http://", "https://")):
+    if image is not None and not image.startswith(URLS):
         image = folder / image
     return Case(question, responses, image, truth)
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sima_ray.config.base import Folder, Location, Section
+from sima_ray.config.origins import Origin
 
 
 class EngineConfig(Section):
@@ -58,6 +59,11 @@ class ServiceConfig(Section):
     max_body_bytes: int = Field(default=20_000_000, ge=1024, description="Larger requests get 413.")
     max_image_pixels: int = Field(
         default=50_000_000, ge=1, description="Larger images are refused, by their header."
+    )
+    image_origins: list[Origin] = Field(
+        default_factory=list,
+        description="Where the critic fetches images from that a request names by URL, each such as "
+        "https://images.example.org; from nowhere else.",
     )
     max_text_chars: int = Field(default=20_000, ge=1, description="Of each text in a request.")
     max_responses: int = Field(

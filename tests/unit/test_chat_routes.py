@@ -123,7 +123,7 @@ async def test_the_critics_length_can_be_less_but_not_more(
             {"messages": user([{"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}])},
             422,
             "invalid_request",
-            "image: must be a data:",
+            "image: only data: URLs, or https",
         ),
     ],
 )

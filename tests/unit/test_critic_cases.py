@@ -28,7 +28,7 @@ from sima_ray.client import (
     Retry,
     TokenRefused,
 )
-from sima_ray.client.case import MAX_BODY_BYTES, data_url
+from sima_ray.client.case import MAX_BODY_BYTES, image_url
 from sima_ray.config import ServiceConfig
 from sima_ray.errors import ServiceError
 from sima_ray.runtime.cluster import free_port
@@ -180,7 +180,6 @@ def test_without_a_token_the_error_says_so() -> None:
         ({"image": "no/such.png"}, "no/such.png: there is no such file"),
         ({"image": "/"}, "/: is no file"),
         ({"image": "a\0b"}, "a\0b: "),
-        ({"image": "https://example.com/cat.png"}, "no URL is fetched"),
         ({"image": PNG + b"x" * MAX_BODY_BYTES}, "MB once encoded, over the 20.0 MB"),
         ({"responses": ["x" * MAX_BODY_BYTES, ""]}, "the request: 20.0 MB once encoded"),
     ],
@@ -199,7 +198,20 @@ def test_images_are_known_by_their_first_bytes(tmp_path: Path) -> None:
         file = tmp_path / "image.dat"
         file.write_bytes(data)
         url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-        assert data_url(data) == data_url(file) == data_url(str(file)) == data_url(url) == url
+        assert image_url(data) == image_url(file) == image_url(str(file)) == image_url(url) == url
+
+
+@pytest.mark.parametrize("url", ["https://example.com/cat.png", "http://10.0.0.1:8080/a?b=c"])
+def test_a_url_is_sent_as_it_is(url: str) -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return judges(request)
+
+    with scripted(handler) as client:
+        client.critique(url, "?", PAIR)
+    assert json.loads(seen[0].content)["image"] == url
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
@@ -207,7 +219,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     with file.open("wb") as sparse:
         sparse.truncate(1 << 40)
     with pytest.raises(CaseRefused, match=r"large\.png: 1,466,015\.5 MB once encoded"):
-        data_url(file)
+        image_url(file)
 
 
 def test_the_limit_is_the_services_own() -> None:

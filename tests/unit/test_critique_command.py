@@ -68,8 +68,11 @@ def test_one_case(server: FakeCritic, folder: Path) -> None:
 
 def test_the_whole_report(server: FakeCritic, folder: Path) -> None:
     server.script = [says(200, report(1, novelty="é"))]
-    done = critique(folder, "--question", "?", *PAIR, "--json", url=server.url)
+    image = "https://images.example.org/cup.png?size=2"
+    ask = ("--image", image, "--question", "?", *PAIR, "--json")
+    done = critique(folder, *ask, url=server.url)
     assert json.loads(done.stdout) == report(1, novelty="é")
+    assert server.requests[0]["image"] == image  # fetching is the critic's business
 
 
 def test_more_than_two_responses(server: FakeCritic, folder: Path) -> None:

@@ -132,7 +132,8 @@ async def test_permuted_responses_permute_the_ranking() -> None:
         ({"responses": ["one"]}, "responses: "),
         ({"responses": ["x"] * 9}, "responses: over the 8 allowed"),
         ({"responses": ["x", "x" * 2001]}, "responses.1: over"),
-        ({"image": "https://example.com/cat.png"}, "image: must be a data:"),
+        ({"image": "https://example.com/cat.png"}, "image: only data: URLs"),
+        ({"image": "data:image/gif;base64,R0lG"}, "image: must be a data:"),
         ({"probability": 1}, "probability: "),
     ],
 )
