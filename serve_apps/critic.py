@@ -34,6 +34,7 @@ from sima_ray.config import CriticConfig, Section, ServiceConfig
 from sima_ray.errors import ServiceError
 from sima_ray.ports import Policy, text_part
 from sima_ray.runtime.client import HandlePolicy
+from sima_ray.runtime.deployment import ingress_options
 
 DEPLOYMENT = "Critic"
 
@@ -124,11 +125,15 @@ def make_app(
         return await judge.one(request)
 
     @api.post("/v1/critique/batch")
-    async def post_batch(request: BatchRequest) -> BatchReport:
+    async def post_batch(batch: BatchRequest, request: Request) -> BatchReport:
         """Judge many cases, each by itself: what is wrong with one is that one's result."""
-        if len(request.cases) > service.max_cases:
+        count = len(batch.cases)
+        if count > service.max_cases:
             raise invalid(f"cases: over the {service.max_cases} allowed")
-        return BatchReport(results=await judge.batch(request.cases))
+        if count > (service.requests_per_minute or count):
+            raise invalid(f"cases: over the {service.requests_per_minute} a minute of a token")
+        await request.state.charge(count - 1)  # the guard has counted one
+        return BatchReport(results=await judge.batch(batch.cases))
 
     add_chat_routes(api, Chat(policy, judge, critic, service, images))
     readiness = Readiness(policy)
@@ -193,15 +198,6 @@ def build_app(settings: CriticApp) -> Application:
         serve.ingress()(Critic),
         name=DEPLOYMENT,
         ray_actor_options={"num_cpus": 0.1},
-        # Beyond the guard's own limit, so that it is the guard that says 503, in our words.
-        max_ongoing_requests=service.max_ongoing_requests + 64,
-        max_queued_requests=service.max_queued_requests,
-        autoscaling_config={
-            "min_replicas": max(1, service.min_replicas),
-            "max_replicas": service.max_replicas,
-            "target_ongoing_requests": service.target_ongoing_requests,
-            "upscale_delay_s": service.upscale_delay_s,
-            "downscale_delay_s": service.downscale_delay_s,
-        },
+        **ingress_options(service),
     )
     return deployment.bind(settings.model_dump(mode="json"))

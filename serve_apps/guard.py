@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -134,6 +135,14 @@ class Quota(Protocol):
         """
         ...
 
+    async def charge(self, token: str, requests: int) -> None:
+        """Count so many more requests, for one that stands for several.
+
+        Raises:
+            OverQuota: There are fewer left.
+        """
+        ...
+
 
 class Guard:
     """The middleware (see the module). On the routes of `forms` a body may be a form, not looked into here."""
@@ -192,6 +201,7 @@ class Guard:
         if self._inside >= self._limits.at_once:
             raise ApiError(503, "overloaded", "too many requests at once", {"Retry-After": "1"})
         self._inside += 1
+        scope["state"]["charge"] = partial(self._charge, token)
         try:
             async with self._quota.place(token) if self._quota else nullcontext():
                 body = await self._read(headers, receive)
@@ -199,10 +209,21 @@ class Guard:
                     _check_body(headers, body, path in self._forms)
                 await self._app(scope, replay(body, receive), answer)
         except OverQuota as over:
-            wait = str(max(1, math.ceil(over.seconds)))
-            raise ApiError(429, "over_quota", str(over), {"Retry-After": wait}) from over
+            raise _over_quota(over) from over
         finally:
             self._inside -= 1
+
+    async def _charge(self, token: str, requests: int) -> None:
+        """For a route whose request stands for several (`request.state.charge`).
+
+        Raises:
+            ApiError: 429.
+        """
+        if self._quota is not None and requests > 0:
+            try:
+                await self._quota.charge(token, requests)
+            except OverQuota as over:
+                raise _over_quota(over) from over
 
     async def _read(self, headers: dict[str, bytes], receive: Receive) -> bytes:
         """The whole body, or 413 or 408 as soon as that is known."""
@@ -340,6 +361,11 @@ def _plain(status: int) -> ApiError:
             return ApiError(405, "method_not_allowed", "not a method of this route")
         case _:
             return ApiError(status, "invalid_request", "not a request that can be answered")
+
+
+def _over_quota(over: OverQuota) -> ApiError:
+    wait = str(max(1, math.ceil(over.seconds)))
+    return ApiError(429, "over_quota", str(over), {"Retry-After": wait})
 
 
 def _too_large(limit: int) -> ApiError:

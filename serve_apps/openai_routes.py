@@ -16,6 +16,7 @@ from ray.serve import Application
 from serve_apps.guard import Guard, Limits, Tokens
 from serve_apps.shared_quota import shared_quota
 from sima_ray.config import PolicyConfig
+from sima_ray.runtime.deployment import ingress_options
 
 ROUTES = ("models", "model_data", "chat")
 
@@ -42,8 +43,7 @@ def with_openai_routes(policy: Application, llm_config: Any, config: PolicyConfi
         ingress,
         name="OpenAi",
         ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=service.max_ongoing_requests + 64,
-        max_queued_requests=service.max_queued_requests,
+        **ingress_options(service),
     )
     return deployment.bind(
         llm_deployments={llm_config.model_id: policy},

@@ -54,21 +54,30 @@ class Quotas:
         Raises:
             OverQuota: One of the two is not to be had; nothing was taken.
         """
-        left = self._left(token, now)
         places = {name: t for name, t in self._places.get(token, {}).items() if t > now}
         self._places[token] = places
         if self.allowance.at_once is not None and len(places) >= self.allowance.at_once:
             # When another request ends is not known.
             raise OverQuota(1.0, f"over the {self.allowance.at_once} requests at once of a token")
-        if self.allowance.per_minute is not None:
-            if left < 1:
-                seconds = (1 - left) * 60 / self.allowance.per_minute
-                raise OverQuota(
-                    seconds, f"over the {self.allowance.per_minute} requests a minute of a token"
-                )
-            self._buckets[token] = (left - 1, now)
+        self.charge(token, 1, now)
         if self.allowance.at_once is not None:
             places[place] = now + SLOT_S
+
+    def charge(self, token: str, requests: int, now: float) -> None:
+        """Take so many of the minute's requests.
+
+        Raises:
+            OverQuota: There are fewer; none was taken.
+        """
+        per_minute = self.allowance.per_minute
+        if per_minute is None:
+            return
+        left, when = self._buckets.get(token, (float(per_minute), now))
+        left = min(float(per_minute), left + max(0.0, now - when) * per_minute / 60)
+        if left < requests:
+            seconds = (requests - left) * 60 / per_minute
+            raise OverQuota(seconds, f"over the {per_minute} requests a minute of a token")
+        self._buckets[token] = (left - requests, now)
 
     def renew(self, held: dict[str, str], now: float) -> None:
         """Keep places (name → token) taken for `SLOT_S` more; one that is not known here becomes so."""
@@ -78,10 +87,3 @@ class Quotas:
     def give_back(self, token: str, place: str) -> None:
         """Free a place; no harm where it is free already."""
         self._places.get(token, {}).pop(place, None)
-
-    def _left(self, token: str, now: float) -> float:
-        if self.allowance.per_minute is None:
-            return 1.0
-        full = float(self.allowance.per_minute)
-        left, when = self._buckets.get(token, (full, now))
-        return min(full, left + max(0.0, now - when) * full / 60)

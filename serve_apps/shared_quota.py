@@ -52,6 +52,14 @@ class QuotaKeeper:
             return over.seconds, str(over)
         return None
 
+    def charge(self, token: str, requests: int) -> tuple[float, str] | None:
+        """As `take`, without a place."""
+        try:
+            self._quotas.charge(token, requests, time.monotonic())
+        except OverQuota as over:
+            return over.seconds, str(over)
+        return None
+
     def renew(self, held: dict[str, str]) -> None:
         self._quotas.renew(held, time.monotonic())
 
@@ -79,7 +87,7 @@ class SharedQuota:
             OverQuota: There is none.
         """
         place = uuid.uuid4().hex
-        await self._take(token, place)
+        await self._asked("take", token, place)
         if self._allowance.at_once is None:
             yield
             return
@@ -94,14 +102,28 @@ class SharedQuota:
             if self._keeper is not None:
                 self._keeper.give_back.remote(token, place)
 
-    async def _take(self, token: str, place: str) -> None:
+    async def charge(self, token: str, requests: int) -> None:
+        """Count so many more requests of a minute, for one request that stands for several.
+
+        Raises:
+            OverQuota: There are fewer left.
+        """
+        await self._asked("charge", token, requests)
+
+    async def _asked(self, method: str, *arguments: Any) -> None:
+        """Do to the common books what `Quotas.method` does, or, where they are out of reach, to this replica's.
+
+        Raises:
+            OverQuota: As that does.
+        """
+        alone = getattr(self._alone, method)
         if time.monotonic() >= self._pause_until:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     if self._keeper is None:
                         await self._connected()
                     keeper: Any = self._keeper
-                    refusal = await keeper.take.remote(token, place)
+                    refusal = await getattr(keeper, method).remote(*arguments)
             except (RayError, TimeoutError) as error:
                 logger.warning("The keeper of quotas does not answer: %s", type(error).__name__)
                 self._pause_until = time.monotonic() + PAUSE_S
@@ -111,9 +133,9 @@ class SharedQuota:
                 if refusal is not None:
                     raise OverQuota(*refusal)
                 with contextlib.suppress(OverQuota):  # noted, for when the keeper is gone
-                    self._alone.take(token, place, time.monotonic())
+                    alone(*arguments, time.monotonic())
                 return
-        self._alone.take(token, place, time.monotonic())
+        alone(*arguments, time.monotonic())
 
     async def _connected(self) -> None:
         """Once, however many requests wait or give up waiting: the keeper ends with its maker's handle."""

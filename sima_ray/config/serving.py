@@ -51,6 +51,10 @@ class ServiceConfig(Section):
         default=False,
         description="Remove the replicas while training runs, on a cluster too small for both.",
     )
+    routing: Literal["image", "load"] = Field(
+        default="load",
+        description="image: requests about one image to one replica, while that is not far busier.",
+    )
     openai_routes: bool = Field(
         default=False, description="Also serve OpenAI's chat routes at /policy."
     )

@@ -31,6 +31,7 @@ def deployment_options(config: PolicyConfig) -> JsonDict:
 def scaling_options(service: ServiceConfig) -> JsonDict:
     """Replicas and queues. Ray Serve LLM's own builder would set 10⁹ for both limits."""
     return {
+        "request_router_config": router_options(service),
         "max_ongoing_requests": service.max_ongoing_requests,
         "max_queued_requests": service.max_queued_requests,
         "autoscaling_config": {
@@ -45,6 +46,33 @@ def scaling_options(service: ServiceConfig) -> JsonDict:
             "metrics_interval_s": METRICS_INTERVAL_S,
             "look_back_period_s": LOOK_BACK_S,
         },
+    }
+
+
+def ingress_options(service: ServiceConfig) -> JsonDict:
+    """Of a guarded HTTP deployment: never at zero, for its door must answer; and with room beyond the guard's
+    own limit, so that it is the guard that says 503, in our words.
+    """
+    room = {
+        "min_replicas": max(1, service.min_replicas),
+        "max_ongoing_requests": service.max_ongoing_requests + 64,
+        "routing": "load",
+    }
+    return scaling_options(service.model_copy(update=room))
+
+
+def router_options(service: ServiceConfig) -> JsonDict:
+    """Which router Serve's handles use; empty is Serve's own.
+
+    A declaration must state it even where the code does: Serve's controller would import it otherwise, and may
+    have another revision of this project, or none.
+    """
+    if service.routing == "load":
+        return {}
+    slack = max(2, service.target_ongoing_requests // 4)
+    return {
+        "request_router_class": "serve_apps.routing:ImageRouter",
+        "request_router_kwargs": {"slack": slack},
     }
 
 

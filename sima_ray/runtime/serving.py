@@ -90,9 +90,9 @@ def deploy_policy(
     _ensure_running(config.service)
     # What may change on running replicas goes into the overrides, the rest into the builder's arguments.
     service = config.service
+    fields = (*GUARD_FIELDS, *(QUEUE_FIELDS if service.openai_routes else ()))
     fixed = ServiceConfig(
-        openai_routes=service.openai_routes,
-        **service.model_dump(include=set(GUARD_FIELDS)),
+        openai_routes=service.openai_routes, **service.model_dump(include={*fields})
     )
     app: JsonDict = {
         "name": name,
@@ -117,6 +117,10 @@ GUARD_FIELDS = (
     *("max_body_bytes", "max_image_pixels", "max_text_chars", "body_timeout_s"),
     *("requests_per_minute", "concurrent_per_token", "token_file"),
 )
+"""What the policy's application is built with; another value restarts its replicas."""
+
+QUEUE_FIELDS = ("target_ongoing_requests", "max_ongoing_requests", "max_queued_requests")
+"""So too where it has HTTP routes, which queue by themselves."""
 
 
 def swap_policy(

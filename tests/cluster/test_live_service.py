@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from constant_load import REQUEST, Load, wait_for
 
-from sima_ray.config import ServiceConfig
+from sima_ray.client import AsyncCriticClient, Case, CriticError, CritiqueResult
+from sima_ray.config import CriticConfig, ServiceConfig
 from sima_ray.errors import ClusterError, ConfigError, ServiceError
 from sima_ray.runtime.client import connect_policy
 
@@ -196,6 +197,50 @@ def test_killed_replicas_lose_no_request(policy: Any) -> None:
         wait_for(lambda: replicas("killed") == 3 and not pids("killed") & set(sorted(first)[:2]))
     assert not load.failures
     print(f"{len(load.answers)} answers, 2 of 3 replicas killed")
+
+
+def test_a_client_sees_nothing_of_killed_replicas(policy: Any) -> None:
+    """Of the policy and of the critic: a retry, at most."""
+    from sima_ray.runtime.applications import details
+    from sima_ray.runtime.serving import deploy_critic, remove
+
+    two = SERVICE.model_copy(
+        update={"min_replicas": 2, "max_replicas": 2, "max_ongoing_requests": 64}
+    )
+    policy("asked", two)
+    name, prefix = "critic-asked", "/critic-asked"
+    url = deploy_critic(
+        CriticConfig(), two, without_token=True, policy="asked", name=name, route_prefix=prefix
+    )
+
+    def critics() -> set[int]:
+        found = details()
+        replicas = found.applications[name].deployments["Critic"].replicas if found else []
+        return {replica.pid for replica in replicas if replica.state == "RUNNING"}
+
+    wait_for(lambda: len(critics()) == replicas("asked") == 2)
+    victims = (min(pids("asked")), min(critics()))
+    results: list[CritiqueResult | CriticError] = []
+
+    async def ask(client: AsyncCriticClient, done: asyncio.Event) -> None:
+        cases = [Case("?", ["one", "two"])] * 40
+        while not done.is_set():
+            results.extend(await client.critique_many(cases, concurrency=8))
+
+    async def kill_and_ask() -> None:
+        done = asyncio.Event()
+        async with AsyncCriticClient(url) as client, asyncio.TaskGroup() as group:
+            group.create_task(ask(client, done))
+            for victim in victims:
+                await asyncio.sleep(1)
+                os.kill(victim, signal.SIGKILL)
+            await asyncio.sleep(3)
+            done.set()
+
+    asyncio.run(kill_and_ask())
+    remove(name)
+    assert [result for result in results if not isinstance(result, CritiqueResult)] == []
+    assert {len(result.orders) for result in results if isinstance(result, CritiqueResult)} == {2}
 
 
 def test_two_policies_at_once(policy: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,17 @@ def test_a_refused_place_costs_no_request() -> None:
     assert taken(quotas, "a", "2", 0)
 
 
+def test_one_request_may_cost_several_or_none_of_them() -> None:
+    quotas = Quotas(Allowance(per_minute=10, at_once=None))
+    quotas.charge("a", 7, 0)
+    with pytest.raises(OverQuota) as over:
+        quotas.charge("a", 5, 0)
+    assert over.value.seconds == pytest.approx(12)
+    quotas.charge("a", 3, 0)
+    quotas.charge("b", 10, 0)
+    assert not taken(quotas, "a", "", 0)
+
+
 def test_no_settings_no_quota() -> None:
     assert Allowance.of(ServiceConfig()) is None
     assert Allowance.of(ServiceConfig(requests_per_minute=3)) == Allowance(3, None)
@@ -99,6 +111,9 @@ class OnePlace:
         finally:
             self.free = True
 
+    async def charge(self, token: str, requests: int) -> None:
+        raise OverQuota(7, f"no {requests} more")
+
 
 async def test_over_quota_is_a_429_with_the_seconds_to_wait() -> None:
     echo = Echo()
@@ -114,3 +129,12 @@ async def test_over_quota_is_a_429_with_the_seconds_to_wait() -> None:
     assert (await first).status == 200
     assert (await ask(guard, path="/fail")).status == 500
     assert (await ask(guard)).status == 200, "a failure gives its place back"
+
+
+async def test_a_route_may_charge_for_more() -> None:
+    async def three(scope: Any, receive: Any, send: Any) -> None:
+        await scope["state"]["charge"](2)
+
+    reply = await ask(Guard(three, OPEN, SMALL, OnePlace()))
+    assert (reply.status, reply.headers["retry-after"]) == (429, "7")
+    assert reply.error["message"] == "no 2 more"
