@@ -7,14 +7,13 @@ asynchronous sleep, so the figures are those of routing, queues and clients, and
 import argparse
 import asyncio
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.own_cluster import own_cluster
+from benchmarks.pace import rate
 from sima_ray.config import ServiceConfig
 from sima_ray.ports import CompletionRequest, Policy
-from sima_ray.runtime import cluster
 
 REPLICAS = (1, 2, 4, 8)
 AT_ONCE = 4
@@ -30,34 +29,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
 
-    running = cluster.start(cpus=4)
-    try:
-        os.environ.update(running.environment)
-        figures = _measure(running.gcs, options.service_time, options.seconds)
-    finally:
-        cluster.stop(running)
+    with own_cluster():
+        figures = _measure(options.service_time, options.seconds)
     one = figures[REPLICAS[0]]
     print("replicas   requests/s   times one   of the possible")
-    for replicas, rate in figures.items():
+    for replicas, found in figures.items():
         possible = replicas * AT_ONCE / options.service_time
-        print(f"{replicas:>8}   {rate:>10.1f}   {rate / one:>9.2f}   {rate / possible:>14.0%}")
+        print(f"{replicas:>8}   {found:>10.1f}   {found / one:>9.2f}   {found / possible:>14.0%}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def _measure(address: str, service_time: float, seconds: float) -> dict[int, float]:
-    import ray
-    from ray import serve
-
+def _measure(service_time: float, seconds: float) -> dict[int, float]:
     from serve_apps.fixed_time import FixedTime, declaration
     from sima_ray.runtime.applications import apply, wait
     from sima_ray.runtime.client import connect_policy
     from sima_ray.runtime.deployment import scaling_options
     from sima_ray.runtime.scaling import scale_policy, wait_for_replicas
-    from sima_ray.runtime.serving import start_serve
 
-    ray.init(address=address, log_to_driver=False)
-    start_serve(port=cluster.free_port())
     service = ServiceConfig(target_ongoing_requests=AT_ONCE, max_ongoing_requests=4 * AT_ONCE)
     settings = FixedTime(seconds=service_time, at_once=AT_ONCE)
     apply(declaration("policy", settings, scaling_options(service)))
@@ -69,24 +58,12 @@ def _measure(address: str, service_time: float, seconds: float) -> dict[int, flo
         in_flight = 3 * AT_ONCE * replicas
         asyncio.run(_rate(connect_policy(), in_flight, 4 * service_time))
         figures[replicas] = asyncio.run(_rate(connect_policy(), in_flight, seconds))
-    serve.shutdown()
-    ray.shutdown()
     return figures
 
 
 async def _rate(connect: Callable[[], Policy], in_flight: int, seconds: float) -> float:
-    """Answers a second while so many requests are in flight."""
-    policy, start = connect(), time.perf_counter()
-    answered = 0
-
-    async def ask() -> None:
-        nonlocal answered
-        while time.perf_counter() - start < seconds:
-            await policy.complete(REQUEST)
-            answered += 1
-
-    await asyncio.gather(*(ask() for _ in range(in_flight)))
-    return answered / (time.perf_counter() - start)
+    policy = connect()
+    return await rate(lambda: policy.complete(REQUEST), in_flight, seconds)
 
 
 if __name__ == "__main__":

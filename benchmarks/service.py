@@ -7,16 +7,15 @@ import argparse
 import asyncio
 import io
 import json
-import os
 import statistics
 import time
 from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.own_cluster import own_cluster
 from sima_ray.config import PolicyConfig, RunConfig
 from sima_ray.ports import CompletionRequest, Policy, image_part, text_part
-from sima_ray.runtime import cluster
 
 REQUESTS = 128
 """For the throughput: half greedy, half sampled, each with an image of its own."""
@@ -31,12 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     policy = RunConfig.load(options.config).policy
 
-    running = cluster.start(cpus=4)
-    try:
-        os.environ.update(running.environment)
-        runs = _measure(policy, running.gcs, options.repeats)
-    finally:
-        cluster.stop(running)
+    with own_cluster():
+        runs = _measure(policy, options.repeats)
     figures = {
         name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
         for name in runs[0]
@@ -48,14 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def _measure(policy: PolicyConfig, address: str, repeats: int) -> list[dict[str, float]]:
-    import ray
-
+def _measure(policy: PolicyConfig, repeats: int) -> list[dict[str, float]]:
     from sima_ray.runtime.client import connect_policy
-    from sima_ray.runtime.serving import deploy_policy, remove, start_serve, swap_policy
+    from sima_ray.runtime.serving import deploy_policy, remove, swap_policy
 
-    ray.init(address=address, log_to_driver=False)
-    start_serve(port=cluster.free_port())
     runs: list[dict[str, float]] = []
     for number in range(repeats):
         run: dict[str, float] = {}
@@ -72,7 +63,6 @@ def _measure(policy: PolicyConfig, address: str, repeats: int) -> list[dict[str,
         run["first_answer_after_swap_s"] = asyncio.run(_timed(client(), [_request(0, 0.8)]))
         remove("policy")
         runs.append(run)
-    ray.shutdown()
     return runs
 
 
