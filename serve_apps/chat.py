@@ -131,9 +131,9 @@ class Chat:
             case = _case(parts)
             report = await self._judge.one(case, max_tokens)
             message = {"content": verdict_text(report), "critique": report.model_dump()}
-            return _completion(request.model, request_id, message, 0, report.tokens, "stop") | {
-                "system_fingerprint": report.model_version
-            }
+            return _completion(
+                request.model, request_id, message, report.prompt_tokens, report.tokens, "stop"
+            ) | {"system_fingerprint": report.model_version}
         completion = await self._ask(
             parts,
             {

@@ -74,6 +74,9 @@ class OrderReport(BaseModel):
 
     order: Literal["12", "21"]
     reason: str
+    findings: dict[str, str] = Field(
+        description="The reason's parts under objects, relationships and attributes, where it is written so."
+    )
     raw: str
     choice: Literal[1, 2] | None = Field(
         description="The number the chosen response was shown under; null: no verdict."
@@ -124,6 +127,8 @@ class CritiqueReport(BaseModel):
     model_version: str
     prompt_version: str
     tokens: int = Field(description="Generated, over all critiques.")
+    prompt_tokens: int = Field(description="Read, over all critiques, those of the image included.")
+    cached_tokens: int = Field(description="Of those read: found in the engine's prefix cache.")
     seconds: float
 
 

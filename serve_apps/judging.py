@@ -25,6 +25,7 @@ from serve_apps.critic_models import (
 from serve_apps.guard import ApiError
 from serve_apps.remote_images import RemoteImages, RequestImages
 from sima_ray.config import CriticConfig, ServiceConfig
+from sima_ray.critic.findings import read_findings
 from sima_ray.critic.judge import RequestRefused, critique
 from sima_ray.critic.probability import mean_probability
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
@@ -185,6 +186,8 @@ class Judge:
             model_version="+".join(sorted({c.model_version for c in every})),
             prompt_version=self._prompt.version,
             tokens=sum(c.tokens for c in every),
+            prompt_tokens=sum(c.prompt_tokens for c in every),
+            cached_tokens=sum(c.cached_tokens for c in every),
             seconds=round(time.perf_counter() - start, 4),
         )
 
@@ -206,6 +209,7 @@ def compared(
             OrderReport(
                 order=c.order,
                 reason=c.reason,
+                findings=read_findings(c.reason),
                 raw=c.raw,
                 choice=c.choice,
                 probability=c.probability,

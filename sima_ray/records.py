@@ -117,6 +117,8 @@ class Critique:
         reason: The text before the verdict.
         choice: The response chosen, by the number it was shown under; None when unparseable.
         tokens: Generated tokens.
+        prompt_tokens: Tokens of the prompt, the image's included.
+        cached_tokens: Those of them that the engine had in its prefix cache.
         model_version: The policy version that judged.
         probability: That candidate 0 is better, whatever the order and the choice: how the model's
             own probabilities divide between the two verdicts; None where that is not known.
@@ -127,6 +129,8 @@ class Critique:
     reason: str
     choice: Choice | None
     tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     model_version: str = ""
     probability: float | None = None
 
@@ -190,6 +194,8 @@ CRITIQUE = pa.struct(
         ("reason", pa.string()),
         ("choice", pa.int8()),
         ("tokens", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("cached_tokens", pa.int32()),
         ("model_version", pa.string()),
         ("probability", pa.float64()),
     ]

@@ -19,6 +19,7 @@ class OrderResult:
         reason: In words; it numbers the responses as they were shown.
         raw: The critic's whole text.
         probability: That response 1 (of the pair, wherever it was shown) is better.
+        findings: The reason's parts by metric, where it is written so.
     """
 
     order: str
@@ -26,6 +27,7 @@ class OrderResult:
     reason: str = ""
     raw: str = ""
     probability: float | None = None
+    findings: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     @property
     def winner(self) -> int | None:
@@ -75,6 +77,8 @@ class CritiqueResult:
     model_version: str = ""
     prompt_version: str = ""
     tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     seconds: float = 0.0
     request_id: str | None = None
     report: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
@@ -99,6 +103,8 @@ def read_result(answer: Any, request_id: str | None = None) -> CritiqueResult:
         model_version=fields.get("model_version", str, ""),
         prompt_version=fields.get("prompt_version", str, ""),
         tokens=fields.get("tokens", int, 0),
+        prompt_tokens=fields.get("prompt_tokens", int, 0),
+        cached_tokens=fields.get("cached_tokens", int, 0),
         seconds=float(fields.get("seconds", REAL, 0.0)),
         request_id=request_id,
         report=answer,
@@ -134,6 +140,13 @@ class _Fields:
         parts = self.get(name, list, None) or []
         return [_Fields(part, f"{self._where}.{name}.{n}") for n, part in enumerate(parts)]
 
+    def texts(self, name: str) -> dict[str, str]:
+        """An object of texts; empty without one."""
+        found = self.get(name, dict, None) or {}
+        if not all(isinstance(text, str) for text in found.values()):
+            raise _unreadable(f"{self._where}.{name}")
+        return found
+
     def numbers(self, name: str) -> tuple[int, ...] | None:
         """A list of whole numbers."""
         found = self.get(name, list, None)
@@ -152,6 +165,7 @@ def _orders(fields: _Fields) -> tuple[OrderResult, ...]:
             reason=part.get("reason", str, ""),
             raw=part.get("raw", str, ""),
             probability=_number(part.get("probability", REAL, None)),
+            findings=part.texts("findings"),
         )
         for part in fields.parts("orders")
     )

@@ -55,6 +55,8 @@ async def critique(
         reason=reason,
         choice=choice,
         tokens=completion.get("tokens", 0),
+        prompt_tokens=completion.get("prompt_tokens", 0),
+        cached_tokens=completion.get("cached_tokens", 0),
         model_version=completion.get("model_version", ""),
         probability=probability_of(order, raw, completion.get("alternatives")),
     )
