@@ -19,6 +19,7 @@ from PIL import Image
 
 from sima_ray.config import RunConfig
 from sima_ray.demo.world import build_world
+from sima_ray.errors import JobFailed
 from sima_ray.runtime import cluster, submission
 
 SCENES, HELD_OUT, ROUNDS = 60, 24, 1
@@ -245,3 +246,15 @@ def test_a_stage_whose_result_was_removed_runs_again(finished: Finished) -> None
     assert "parity" in finished.text()
     assert (finished.folder / "round-1" / "policy" / "model.safetensors").exists()
     assert finished.text().count("done before") == 5
+
+
+def test_an_adapter_is_promoted_as_the_policy_that_it_makes(finished: Finished) -> None:
+    (finished.folder / "stages" / "round-1-merge.json").unlink()
+    shutil.rmtree(finished.folder / "round-1" / "policy")
+    adapter = str(finished.folder / "round-1" / "train" / "adapter")
+    job = submission.submit_command("promote", finished.target, (adapter, "--version=tuned"))
+    lines: list[str] = []
+    with pytest.raises(JobFailed):  # the run has taken its service down
+        submission.follow(job, finished.target, lines.append)
+    assert "parity" in "".join(lines) and "no application 'policy'" in "".join(lines)
+    assert (finished.folder / "round-1" / "policy" / "model.safetensors").exists()
