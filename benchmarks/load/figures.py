@@ -17,8 +17,8 @@ RECOVERY_S = 10.0
 """Bar of the first healthy answer after an overload."""
 
 GROWTH = 0.05
-"""Bar of a process's growth while the load stays the same, of what it had at first. Less than this over a soak
-is not told from an allocator's noise; what leaks a kilobyte a request is far above it."""
+"""Bar of a process's growth while the load stays the same, of what it had at first: an allocator's noise, and
+caches that go on filling, stay below it. The slope beside it tells of slower leaks."""
 
 FEW_FDS = 3
 """Descriptors that come and go with connections; a growth by so many is none."""

@@ -74,6 +74,18 @@ def deployed(
         remove("policy")
 
 
+@contextmanager
+def bare_beside(service: Service) -> Iterator[Door]:
+    """An application of nothing on the same Serve; its door."""
+    from ray import serve
+
+    from benchmarks.load.bare import ROUTE, build_app
+
+    serve.run(build_app(), name="bare", route_prefix=ROUTE)
+    yield Door(service.door.url + ROUTE, service.door.token)
+    serve.delete("bare")
+
+
 def _deploy_engine(engine: Engine, limits: ServiceConfig) -> None:
     from serve_apps.fixed_time import FixedTime, declaration
     from sima_ray.runtime.applications import apply, wait

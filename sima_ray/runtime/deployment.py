@@ -8,6 +8,10 @@ from sima_ray.ports import JsonDict
 METRICS_INTERVAL_S = 1.0
 LOOK_BACK_S = 5.0
 
+DOOR_ROOM = 1024
+"""Requests of an HTTP replica beyond its guard's limit, and on their way to it. Refusing one takes the guard a
+millisecond; what finds no place here, Serve refuses itself, in words of its own."""
+
 
 def deployment_options(config: PolicyConfig) -> JsonDict:
     """Serve's options for the deployment, each set on purpose."""
@@ -55,10 +59,13 @@ def ingress_options(service: ServiceConfig) -> JsonDict:
     """
     room = {
         "min_replicas": max(1, service.min_replicas),
-        "max_ongoing_requests": service.max_ongoing_requests + 64,
+        "max_ongoing_requests": service.max_ongoing_requests + DOOR_ROOM,
         "routing": "load",
     }
-    return scaling_options(service.model_copy(update=room))
+    if service.max_queued_requests >= 0:  # Serve counts those that are on their way as queued
+        room["max_queued_requests"] = service.max_queued_requests + DOOR_ROOM
+    options = scaling_options(service.model_copy(update=room))
+    return options | {"backpressure_config": {"retry_after_s": 1}}
 
 
 def router_options(service: ServiceConfig) -> JsonDict:
