@@ -123,6 +123,23 @@ def apply_length_policy(pairs: Iterable[PairLengths], config: PairsConfig, seed:
     return left_out
 
 
+def draw_earlier(
+    row_ids: Iterable[str], share: float, seed: int, earlier: int, number: int
+) -> set[str]:
+    """Choose the pairs of an earlier round that a later one is trained on, too.
+
+    Each later round draws anew, from the seed, the two rounds and the row ids alone.
+
+    Args:
+        row_ids: The pairs to choose from.
+        share: Of them, rounded to a whole number of pairs.
+        seed: The run's.
+        earlier, number: The rounds.
+    """
+    ranked = sorted(row_ids, key=lambda row_id: _draw(seed, f"{row_id}\0{earlier} in {number}"))
+    return set(ranked[: round(share * len(ranked))])
+
+
 def _surplus(pairs: Sequence[PairLengths], seed: int) -> set[str]:
     """The pairs by which those with a shorter chosen side outnumber the others, or the reverse."""
     shorter = [p.row_id for p in pairs if p.chosen < p.rejected]

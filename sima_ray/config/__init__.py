@@ -7,6 +7,7 @@ from sima_ray.config.base import Section
 from sima_ray.config.run import (
     CriticConfig,
     DataConfig,
+    EarlyStoppingConfig,
     EvaluationConfig,
     GenerationConfig,
     MergeConfig,
@@ -19,6 +20,7 @@ from sima_ray.config.training import LoraSettings, LossSettings, TrainingConfig
 __all__ = [
     "CriticConfig",
     "DataConfig",
+    "EarlyStoppingConfig",
     "EngineConfig",
     "EvaluationConfig",
     "GenerationConfig",

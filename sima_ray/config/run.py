@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from sima_ray.config.base import Folder, Location, Section
 from sima_ray.config.serving import PolicyConfig
@@ -23,6 +23,11 @@ class DataConfig(Section):
     )
     max_text_chars: int = Field(
         default=20_000, ge=1, description="Longer questions or answers are set aside."
+    )
+    prompts_after_first: Literal["all", "unsettled"] = Field(
+        default="all",
+        description="unsettled: a later round asks only what the round before gave no consistent "
+        "verdict on, or one that evaluation.error_counter counts against.",
     )
 
 
@@ -46,6 +51,11 @@ class GenerationConfig(Section):
 class CriticConfig(Section):
     """How the policy judges its own candidates."""
 
+    policy: Literal["current", "base"] = Field(
+        default="current",
+        description="Whose weights judge in a run: those that answered, or in every round those "
+        "that the run began with.",
+    )
     layout: Literal["image_first", "examples_first"] = "image_first"
     examples: Location | None = Field(
         default=None, description="YAML of worked examples; None: the shipped ones."
@@ -75,6 +85,13 @@ class PairsConfig(Section):
         description="Weight, beside the 1 of other pairs, of one whose two orders disagree. 0 "
         "drops it, as a tie; above, one of its two verdicts is believed, by lot.",
     )
+    earlier_rounds: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of each earlier round's pairs that is trained on again, drawn anew for "
+        "each round.",
+    )
 
 
 class EvaluationConfig(Section):
@@ -96,6 +113,32 @@ class EvaluationConfig(Section):
     )
     bootstrap_samples: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class EarlyStoppingConfig(Section):
+    """When rounds end before `rounds` of them, by the figures of `evaluation`; the best one is kept."""
+
+    monitor: Literal["chair_s", "chair_i", "errors"] = Field(
+        default="chair_s", description="The figure that must fall from round to round."
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="A smaller fall below the best round's is no gain."
+    )
+    patience: int = Field(
+        default=1, ge=1, description="Rounds in a row without a gain that end the run."
+    )
+    max_recall_drop: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="A recall so far below the base model's ends the run at once.",
+    )
+    max_length_drift: float = Field(
+        default=0.25,
+        ge=0,
+        description="So does a mean caption that is longer or shorter than the base model's by more "
+        "than this share.",
+    )
 
 
 class MergeConfig(Section):
@@ -124,6 +167,17 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.early_stopping is None:
+            return self
+        if self.evaluation is None:
+            raise ValueError("early_stopping needs an evaluation section")
+        if self.early_stopping.monitor == "errors" and self.evaluation.error_counter is None:
+            raise ValueError("early_stopping.monitor: errors needs evaluation.error_counter")
+        return self
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

@@ -10,7 +10,9 @@ from itertools import islice
 from typing import Any
 
 import ray
+from ray.data import Dataset
 
+from sima_ray.data.earlier import choose_unsettled, mix_pairs
 from sima_ray.data.export import export_llava, export_trl
 from sima_ray.data.prompts import index_prompts, problem_lines
 from sima_ray.data.sinks import read_pairs, write_pairs, write_preferences
@@ -21,6 +23,8 @@ from sima_ray.runtime import evaluation, summary
 from sima_ray.runtime.client import connect_policy
 from sima_ray.runtime.meter import Meter
 from sima_ray.runtime.progress import Stage, duration
+from sima_ray.runtime.room import ensure_room, run_demands, serving_demand, training_demand
+from sima_ray.runtime.rounds import NOTHING_TO_ASK, last_round, verdict
 from sima_ray.runtime.run import Run
 from sima_ray.runtime.serving import deploy_policy, remove, start_serve, swap_policy
 
@@ -43,6 +47,8 @@ class PolicyService:
         settings = run.config.policy.service
         with run.progress.stage("serve") as stage:
             if self._version is None:
+                replicas = serving_demand(run.config.policy, max(1, settings.min_replicas))
+                ensure_room([[replicas]], run.progress.say)
                 start_serve(settings.host, settings.port)
                 deploy_policy(
                     run.config.policy, model=run.policy(number), version=version, name=self._app
@@ -89,22 +95,45 @@ def prepare(run: Run) -> JsonDict:
     return run.once("prepare", "prepare", work)
 
 
+def choose_prompts(run: Run, number: int) -> JsonDict:
+    """Round `number`, from the second on: the prompts that the round before left unsettled."""
+    _needs(run, f"round-{number - 1}/ledger.json", "preferences")
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        settings = run.config.evaluation
+        count = evaluation.error_counter(settings.error_counter) if settings else None
+        chosen = choose_unsettled(
+            _prompts(run, number - 1),
+            run.round_path(number - 1, "preferences"),
+            run.round_path(number, "prompts.parquet"),
+            (lambda row: summary.agrees(row, count) is False) if count else None,
+        )
+        return chosen.to_json(), f"{chosen.rows:,} of {chosen.before:,} prompts are unsettled"
+
+    return run.once(f"round-{number}-prompts", "prompts", work)
+
+
 def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
     """Round `number`: candidates and critiques by the policy of the round before, then pairs."""
-    prepared = prepare(run)
+    if not _chooses(run, number):
+        prepared = prepare(run)
+    elif (chosen := run.done(f"round-{number}-prompts")) is not None:
+        prepared = chosen["result"]
+    else:
+        prepared = choose_prompts(run, number)
     config, folder = run.config, run.round_path(number, "preferences")
+    base_judges = config.critic.policy == "base" and number > 1
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
         meter = Meter()
         connect = meter.on(service.connect())
         rows = read_prompts(
-            run.folder.path("prompts.parquet"),
+            run.round_path(number, "candidates") if base_judges else _prompts(run, number),
             rows_per_block=config.generation.batch_size,
             done=folder,
         )
-        rows = generate(
-            rows, data=config.data, generation=config.generation, seed=config.seed, connect=connect
-        )
+        if not base_judges:
+            rows = _generated(run, rows, connect)
         rows = critique(
             rows,
             data=config.data,
@@ -126,11 +155,57 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
         )
         run.folder.write_json(ledger.to_json(), f"round-{number}", "ledger.json")
         result = {"ledger": ledger.to_json(), "usage": asdict(meter.read())}
-        return result, f"{ledger.rows:,} prompts → {ledger.pairs:,} pairs"
+        line = f"{ledger.rows:,} prompts → {ledger.pairs:,} pairs"
+        if _mixes(run, number):
+            result["earlier_pairs"] = counts = _mix(run, number)
+            line += f", {sum(c['drawn'] for c in counts.values()):,} of earlier rounds"
+        return result, line
 
     if run.done(f"round-{number}-preferences") is None:
-        service.ensure(number - 1)
+        if base_judges:
+            _candidates(run, number, service)
+        service.ensure(0 if base_judges else number - 1)
     return run.once(f"round-{number}-preferences", "preferences", work)
+
+
+def _candidates(run: Run, number: int, service: PolicyService) -> JsonDict:
+    """Candidates alone, for a critic with other weights: one service has one set at a time."""
+    folder = run.round_path(number, "candidates")
+
+    def work(stage: Stage) -> tuple[JsonDict, str]:
+        meter = Meter()
+        rows = read_prompts(
+            _prompts(run, number),
+            rows_per_block=run.config.generation.batch_size,
+            done=folder,
+        )
+        with meter.shown(stage):
+            write_preferences(_generated(run, rows, meter.on(service.connect())), folder)
+        usage = meter.read()
+        return {"usage": asdict(usage)}, f"{usage.requests:,} answers"
+
+    if run.done(f"round-{number}-candidates") is None:
+        service.ensure(number - 1)
+    return run.once(f"round-{number}-candidates", "candidates", work)
+
+
+def _generated(run: Run, rows: Dataset, connect: Callable[[], Policy]) -> Dataset:
+    config = run.config
+    return generate(
+        rows, data=config.data, generation=config.generation, seed=config.seed, connect=connect
+    )
+
+
+def _mix(run: Run, number: int) -> JsonDict:
+    """The round's training pairs with those of earlier rounds among them; how many of each."""
+    return mix_pairs(
+        run.round_path(number, "pairs.parquet"),
+        {k: run.round_path(k, "pairs.parquet") for k in range(1, number)},
+        _training_pairs(run, number),
+        share=run.config.pairs.earlier_rounds,
+        seed=run.config.seed,
+        number=number,
+    )
 
 
 def train(run: Run, number: int) -> JsonDict:
@@ -158,7 +233,7 @@ def train(run: Run, number: int) -> JsonDict:
 
         result = run_training(
             model=run.policy(number - 1),
-            pairs=run.round_path(number, "pairs.parquet"),
+            pairs=_training_pairs(run, number),
             images=config.data.images,
             output=run.round_path(number, "train"),
             config=config.training,
@@ -171,6 +246,8 @@ def train(run: Run, number: int) -> JsonDict:
         return asdict(result), line
 
     _needs(run, f"round-{number}/pairs.parquet", "preferences")
+    if run.done(f"round-{number}-train") is None:
+        ensure_room([[training_demand(config.training)]], run.progress.say)
     return run.once(f"round-{number}-train", "train", work)
 
 
@@ -219,10 +296,11 @@ def evaluate(run: Run, number: int, service: PolicyService) -> JsonDict:
 
 def report(run: Run) -> JsonDict:
     """The run's summary: before and after with intervals, the critic, the ledger, the seconds."""
-    _needs(run, f"round-{run.config.rounds}/ledger.json", "preferences")
+    last = last_round(run)
+    _needs(run, f"round-{last}/ledger.json", "preferences")
     if run.config.evaluation is not None:
         _needs(run, "round-0/captions.jsonl", "evaluate --round 0")
-        _needs(run, f"round-{run.config.rounds}/captions.jsonl", "evaluate")
+        _needs(run, f"round-{last}/captions.jsonl", "evaluate")
     result = summary.summarise_run(run)
     run.folder.write_json(result["ledger"], "ledger.json")
     run.folder.write_json(result, "summary.json")
@@ -235,24 +313,62 @@ def pipeline(run: Run) -> JsonDict:
     """The whole loop: the very stages above, over all rounds."""
     service = PolicyService(run)
     try:
-        _rounds(run, service)
+        rounds(run, service)
     finally:
         service.release()
     return report(run)
 
 
-def _rounds(run: Run, service: PolicyService) -> None:
-    evaluated = run.config.evaluation is not None
+def rounds(run: Run, service: PolicyService) -> None:
+    """Every stage that has not finished, round after round, until the last or until a rule ends them.
+
+    Raises:
+        ClusterError: The cluster can never give what a stage that is left asks for.
+    """
+    config, evaluated = run.config, run.config.evaluation is not None
+    if any(run.done(f"round-{k}-train") is None for k in range(1, last_round(run) + 1)):
+        ensure_room(run_demands(config.policy, config.training), run.progress.say)
     if evaluated:
         evaluate(run, 0, service)
-    for number in range(1, run.config.rounds + 1):
+    for number in range(1, config.rounds + 1):
+        if _chooses(run, number) and not choose_prompts(run, number)["rows"]:
+            run.progress.say(f"{'rounds':<12} end after {number - 1}: {NOTHING_TO_ASK}")
+            return
         preferences(run, number, service)
-        if run.config.policy.service.release_for_training:
+        if config.policy.service.release_for_training:
             service.release()
         train(run, number)
         merge_adapter(run, number)
         if evaluated:
             evaluate(run, number, service)
+        if (found := verdict(run, number)) is None:
+            continue
+        run.progress.say(f"{'rounds':<12} {found}")
+        if found.stopped:
+            return
+
+
+def _chooses(run: Run, number: int) -> bool:
+    """Whether a round asks only some of the prompts of the one before."""
+    return run.config.data.prompts_after_first == "unsettled" and number > 1
+
+
+def _prompts(run: Run, number: int) -> str:
+    """The index of a round's prompts."""
+    if _chooses(run, number):
+        return run.round_path(number, "prompts.parquet")
+    return run.folder.path("prompts.parquet")
+
+
+def _mixes(run: Run, number: int) -> bool:
+    """Whether a round is trained on earlier rounds' pairs too."""
+    return run.config.pairs.earlier_rounds > 0 and number > 1
+
+
+def _training_pairs(run: Run, number: int) -> str:
+    """The pairs that a round is trained on."""
+    mixed = _mixes(run, number)
+    return run.round_path(number, "training_pairs.parquet" if mixed else "pairs.parquet")
 
 
 def _needs(run: Run, name: str, stage: str) -> None:

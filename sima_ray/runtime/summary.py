@@ -20,6 +20,7 @@ from sima_ray.runtime.evaluation import (
     columns,
     error_counter,
 )
+from sima_ray.runtime.rounds import NOTHING_TO_ASK, best_round, last_round, verdict
 from sima_ray.runtime.run import Run
 
 FIGURES = {
@@ -47,6 +48,7 @@ def summarise_run(run: Run) -> JsonDict:
         result |= _evaluations(run, run.config.evaluation)
     result["critic"] = critic_figures(run, 1)
     result["ledger"] = ledger.to_json()
+    result |= rounds(run)
     result["seconds"] = seconds(run)
     result["provenance"] = run.folder.read_json("provenance.json")
     return result
@@ -67,11 +69,38 @@ def total_ledger(run: Run) -> Ledger:
     return total
 
 
+def rounds(run: Run) -> JsonDict:
+    """Which policy is the result and why no round followed, and what rounds took over from earlier ones.
+
+    Empty for a run whose config says nothing on this.
+    """
+    found, last, best = verdict(run), last_round(run), best_round(run)
+    result: JsonDict = {}
+    if found is not None or last < run.config.rounds:
+        ruled = found is not None and (found.stopped or last == run.config.rounds)
+        result["final"] = {
+            "round": best,
+            "policy": run.policy(best),
+            "last_round": last,
+            "stopped_early": last < run.config.rounds,
+            "reason": str(found) if ruled else f"end after {last}: {NOTHING_TO_ASK}",
+        }
+    chosen = {k: run.done(f"round-{k}-prompts") for k in range(2, run.config.rounds + 1)}
+    if prompts := {str(k): done["result"] for k, done in chosen.items() if done}:
+        result["prompts"] = prompts
+    made = {k: run.done(f"round-{k}-preferences") for k in range(2, last + 1)}
+    mixed = {str(k): done["result"].get("earlier_pairs") for k, done in made.items() if done}
+    if pairs := {k: counts for k, counts in mixed.items() if counts}:
+        result["earlier_pairs"] = pairs
+    return result
+
+
 def seconds(run: Run) -> dict[str, float]:
     """Wall seconds of each finished stage, in the order in which they ran."""
     keys = ["prepare", "round-0-evaluate"]
     for number in range(1, run.config.rounds + 1):
-        keys += [f"round-{number}-{name}" for name in ("preferences", "train", "merge", "evaluate")]
+        names = ("prompts", "candidates", "preferences", "train", "merge", "evaluate")
+        keys += [f"round-{number}-{name}" for name in names]
     return {key: done["seconds"] for key in keys if (done := run.done(key))}
 
 
@@ -88,7 +117,7 @@ def critic_figures(run: Run, number: int) -> JsonDict:
     decided = sum(n for outcome, n in outcomes.items() if outcome.is_preference)
     asked = decided + outcomes[Outcome.INCONSISTENT] + outcomes[Outcome.UNPARSEABLE]
     agree = (
-        [verdict for row in rows if (verdict := _agrees(row, count)) is not None] if count else []
+        [verdict for row in rows if (verdict := agrees(row, count)) is not None] if count else []
     )
     return {
         "judged": asked,
@@ -108,8 +137,8 @@ def html(result: JsonDict) -> str:
 
 
 def _evaluations(run: Run, settings: EvaluationConfig) -> JsonDict:
-    last = run.config.rounds
-    before, after = _captions(run, 0), _captions(run, last)
+    last, best = last_round(run), best_round(run)
+    before, after = _captions(run, 0), _captions(run, best)
     kept = {c.row_id for c in before} & {c.row_id for c in after}
     before = [caption for caption in before if caption.row_id in kept]
     after = [caption for caption in after if caption.row_id in kept]
@@ -120,12 +149,13 @@ def _evaluations(run: Run, settings: EvaluationConfig) -> JsonDict:
         confidence=settings.confidence,
         seed=run.config.seed,
     )
-    rounds = [run.done(f"round-{k}-evaluate") for k in range(last + 1)]
+    done = [run.done(f"round-{k}-evaluate") for k in range(last + 1)]
+    evaluated = [found["result"] if found else None for found in done]
     return {
-        "before": rounds[0]["result"] if rounds[0] else None,
-        "after": rounds[-1]["result"] if rounds[-1] else None,
+        "before": evaluated[0],
+        "after": evaluated[best],
         "difference": {name: estimate.to_json() for name, estimate in differences.items()},
-        "rounds": [done["result"] for done in rounds if done],
+        "rounds": [figures for figures in evaluated if figures],
         "confidence": settings.confidence,
         "examples": _examples(before, after),
     }
@@ -151,8 +181,8 @@ def _judged_rows(run: Run, number: int) -> Iterable[dict[str, Any]]:
             yield row
 
 
-def _agrees(row: dict[str, Any], count: Any) -> bool | None:
-    """Whether a verdict prefers the response with fewer errors; None where either has no preference."""
+def agrees(row: dict[str, Any], count: Any) -> bool | None:
+    """Whether a row's verdict prefers the response with fewer errors; None where either has no preference."""
     outcome = Outcome(row["outcome"])
     if not outcome.is_preference:
         return None

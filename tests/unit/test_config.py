@@ -72,6 +72,9 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("training.loss", {"label_smoothing": 0.5}, "training.loss.label_smoothing: "),
         ("training.loss", {"kind": "hinge"}, "training.loss.kind: "),
         ("policy.service.min_replicas", 2, "policy.service: min_replicas is above max_replicas"),
+        ("pairs.earlier_rounds", 1.5, "pairs.earlier_rounds: Input should be less than"),
+        ("critic.policy", "other", "critic.policy: "),
+        ("early_stopping", {}, "config: early_stopping needs an evaluation section"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(
@@ -84,6 +87,15 @@ def test_an_error_names_the_file_and_the_key(
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_errors_are_monitored_only_where_they_are_counted() -> None:
+    found = {"prompts": "p", "images": "i", "instances": "j"}
+    values = MINIMAL | {"early_stopping": {"monitor": "errors"}}
+    with pytest.raises(ConfigError, match=r"monitor: errors needs evaluation\.error_counter"):
+        RunConfig.parse(values | {"evaluation": found})
+    run = RunConfig.parse(values | {"evaluation": found | {"error_counter": "module:function"}})
+    assert run.early_stopping is not None and run.early_stopping.monitor == "errors"
 
 
 def test_every_problem_is_named() -> None:
