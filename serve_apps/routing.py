@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 WINDOW = 16_384
@@ -42,8 +42,10 @@ class ImageRouter(PowerOfTwoChoicesRequestRouter):
         if pending_request is None:
             return by_load
         self._routed[id(pending_request.metadata)] = pending_request
-        key = image_key(pending_request.args[0]) if pending_request.args else None
-        if key is None or not candidate_replicas:
+        if len(candidate_replicas) < 2 or not pending_request.args:
+            return by_load
+        key = image_key(pending_request.args[0])
+        if key is None:
             return by_load
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         # A replica that this process has not heard of for seconds has none of its requests.

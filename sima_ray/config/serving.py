@@ -52,8 +52,9 @@ class ServiceConfig(Section):
         description="Remove the replicas while training runs, on a cluster too small for both.",
     )
     routing: Literal["image", "load"] = Field(
-        default="load",
-        description="image: requests about one image to one replica, while that is not far busier.",
+        default="image",
+        description="image: all requests about an image to one replica, unless others are far less "
+        "busy; load: as Serve does by itself.",
     )
     openai_routes: bool = Field(
         default=False, description="Also serve OpenAI's chat routes at /policy."

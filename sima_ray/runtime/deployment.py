@@ -7,6 +7,7 @@ from sima_ray.ports import JsonDict
 
 METRICS_INTERVAL_S = 1.0
 LOOK_BACK_S = 5.0
+IMAGE_ROUTER = "serve_apps.routing:ImageRouter"
 
 DOOR_ROOM = 1024
 """Requests of an HTTP replica beyond its guard's limit, and on their way to it. Refusing one takes the guard a
@@ -69,18 +70,13 @@ def ingress_options(service: ServiceConfig) -> JsonDict:
 
 
 def router_options(service: ServiceConfig) -> JsonDict:
-    """Which router Serve's handles use; empty is Serve's own.
-
-    A declaration must state it even where the code does: Serve's controller would import it otherwise, and may
-    have another revision of this project, or none.
+    """Serve's `request_router_config`; empty is its own router. A declaration states it too: what the code has
+    there, Serve's controller would import anew.
     """
     if service.routing == "load":
         return {}
     slack = max(2, service.target_ongoing_requests // 4)
-    return {
-        "request_router_class": "serve_apps.routing:ImageRouter",
-        "request_router_kwargs": {"slack": slack},
-    }
+    return {"request_router_class": IMAGE_ROUTER, "request_router_kwargs": {"slack": slack}}
 
 
 def bundles(engine: EngineConfig) -> list[dict[str, float]]:

@@ -30,6 +30,7 @@ from sima_ray.runtime.applications import (
 )
 from sima_ray.runtime.client import DEPLOYMENT, MAY_PASS
 from sima_ray.runtime.deployment import bundles, scaling_options
+from sima_ray.runtime.routing import with_possible_routing
 from sima_ray.runtime.sockets import free_ports, is_free
 
 
@@ -89,7 +90,7 @@ def deploy_policy(
     ensure_room(bundles(config.engine))
     _ensure_running(config.service)
     # What may change on running replicas goes into the overrides, the rest into the builder's arguments.
-    service = config.service
+    service = with_possible_routing(config.service)
     fields = (*GUARD_FIELDS, *(QUEUE_FIELDS if service.openai_routes else ()))
     fixed = ServiceConfig(
         openai_routes=service.openai_routes, **service.model_dump(include={*fields})

@@ -193,3 +193,10 @@ def test_a_declared_service_routes_by_image_through_its_changes() -> None:
     assert router["request_router_class"] == "serve_apps.routing:ImageRouter"
     assert router["request_router_kwargs"] == {"slack": SLACK}
     remove("declared")
+
+
+def test_a_controller_without_the_router_routes_by_load() -> None:
+    from sima_ray.runtime.routing import with_possible_routing
+
+    assert with_possible_routing(SERVICE) == SERVICE
+    assert with_possible_routing(SERVICE, "no_such_module:Router").routing == "load"
