@@ -7,8 +7,6 @@ report, come to what the first process came to.
 from sima_ray.metrics.stopping import Verdict, judge
 from sima_ray.runtime.run import Run
 
-NOTHING_TO_ASK = "no prompt is left to ask"
-
 
 def verdict(run: Run, number: int | None = None) -> Verdict | None:
     """What `early_stopping` makes of the rounds that were evaluated, or of those up to `number`.
@@ -32,8 +30,7 @@ def last_round(run: Run) -> int:
     """The round after which no other follows."""
     found = verdict(run)
     last = found.last if found is not None and found.stopped else run.config.rounds
-    empty = (k for k in range(1, last + 1) if nothing_to_ask(run, k))
-    return next(empty, last + 1) - 1
+    return next((k for k in range(2, last + 1) if idle(run, k)), last + 1) - 1
 
 
 def best_round(run: Run) -> int:
@@ -42,7 +39,15 @@ def best_round(run: Run) -> int:
     return last_round(run) if found is None else found.best
 
 
-def nothing_to_ask(run: Run, number: int) -> bool:
-    """Whether the prompts of a round were chosen (`data.prompts_after_first`) and are none."""
+def idle(run: Run, number: int) -> str:
+    """Why a round after the first changes nothing, so that the rounds end before it; else empty."""
     chosen = run.done(f"round-{number}-prompts")
-    return chosen is not None and not chosen["result"]["rows"]
+    if chosen is not None and not chosen["result"]["rows"]:
+        return f"end after {number - 1}: no prompt is left to ask"
+    made = run.done(f"round-{number}-preferences")
+    if made is None or made["result"]["ledger"]["pairs"]:
+        return ""
+    earlier = made["result"].get("earlier_pairs", {}).values()
+    if any(counts["drawn"] for counts in earlier):
+        return ""
+    return f"end after {number - 1}: round {number} has no pair to be trained on"

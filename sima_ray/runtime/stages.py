@@ -24,7 +24,7 @@ from sima_ray.runtime.client import connect_policy
 from sima_ray.runtime.meter import Meter
 from sima_ray.runtime.progress import Stage, duration
 from sima_ray.runtime.room import ensure_room, run_demands, serving_demand, training_demand
-from sima_ray.runtime.rounds import NOTHING_TO_ASK, last_round, verdict
+from sima_ray.runtime.rounds import idle, last_round, verdict
 from sima_ray.runtime.run import Run
 from sima_ray.runtime.serving import deploy_policy, remove, start_serve, swap_policy
 
@@ -258,7 +258,7 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
     config = run.config
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
-        pairs = read_pairs(run.round_path(number, "pairs.parquet"))
+        pairs = read_pairs(_training_pairs(run, number))
         probe = list(islice(pairs, config.merge.parity_rows))
         # On a worker: the job itself runs on the head, which need not have a model's memory.
         task: Any = ray.remote(num_cpus=config.training.cpus_per_worker, max_retries=1)
@@ -331,10 +331,11 @@ def rounds(run: Run, service: PolicyService) -> None:
     if evaluated:
         evaluate(run, 0, service)
     for number in range(1, config.rounds + 1):
-        if _chooses(run, number) and not choose_prompts(run, number)["rows"]:
-            run.progress.say(f"{'rounds':<12} end after {number - 1}: {NOTHING_TO_ASK}")
+        if not _chooses(run, number) or choose_prompts(run, number)["rows"]:
+            preferences(run, number, service)
+        if number > 1 and (reason := idle(run, number)):
+            run.progress.say(f"{'rounds':<12} {reason}")
             return
-        preferences(run, number, service)
         if config.policy.service.release_for_training:
             service.release()
         train(run, number)

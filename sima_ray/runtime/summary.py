@@ -20,7 +20,7 @@ from sima_ray.runtime.evaluation import (
     columns,
     error_counter,
 )
-from sima_ray.runtime.rounds import NOTHING_TO_ASK, best_round, last_round, verdict
+from sima_ray.runtime.rounds import best_round, idle, last_round, verdict
 from sima_ray.runtime.run import Run
 
 FIGURES = {
@@ -83,7 +83,7 @@ def rounds(run: Run) -> JsonDict:
             "policy": run.policy(best),
             "last_round": last,
             "stopped_early": last < run.config.rounds,
-            "reason": str(found) if ruled else f"end after {last}: {NOTHING_TO_ASK}",
+            "reason": str(found) if ruled else idle(run, last + 1),
         }
     chosen = {k: run.done(f"round-{k}-prompts") for k in range(2, run.config.rounds + 1)}
     if prompts := {str(k): done["result"] for k, done in chosen.items() if done}:

@@ -236,6 +236,18 @@ def test_rounds_end_where_no_prompt_is_left(tmp_path: Path) -> None:
     assert (summary["final"]["round"], summary["final"]["reason"]) == (1, end)
 
 
+def test_rounds_end_where_nothing_can_be_trained_on(tmp_path: Path) -> None:
+    """The first round's pairs are settled, and the next has none; what it asked is in the ledger."""
+    run = opened(tmp_path, 3, ["plain", "tie"], data={"prompts_after_first": "unsettled"})
+    service = FakeService(run)
+    stages.rounds(run, service)
+    assert service.versions == ["base", "r-round-1"]
+    summary = stages.report(run)
+    assert summary["final"]["reason"] == "end after 1: round 2 has no pair to be trained on"
+    assert summary["final"]["policy"] == run.policy(1)
+    assert summary["ledger"]["rows"] == 3 and summary["ledger"]["inconsistent"] == 2
+
+
 def test_a_plain_run_has_no_word_on_any_of_this(tmp_path: Path) -> None:
     run = opened(tmp_path, 1)
     stages.rounds(run, FakeService(run))
