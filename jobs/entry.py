@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from sima_ray.config import RunConfig
@@ -32,11 +33,16 @@ def main(stage: str, summary: str, body: "Callable[..., object]", **options: str
         config = RunConfig.load(arguments.config)
         connect()  # only now: reading a config must not wait for ray
 
+        from sima_ray.runtime.attempt import recorded
         from sima_ray.runtime.run import Run
+        from sima_ray.runtime.submission import STAGES
 
         run = Run.open(config)
         number = arguments.round if arguments.round is not None else _next_round(run, stage)
-        body(run, number, **{name: getattr(arguments, name) for name in options})
+        # Serving writes nothing to the run: it is not what was interrupted when a run is taken up again.
+        kept = recorded(run.folder, stage, number) if stage in STAGES else nullcontext()
+        with kept:
+            body(run, number, **{name: getattr(arguments, name) for name in options})
 
     ended_clearly(work)
 

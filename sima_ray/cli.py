@@ -3,32 +3,24 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from sima_ray import __version__
+from sima_ray import __version__, cli_jobs, cli_runs
+from sima_ray.cli_jobs import Address, ConfigPath, follow
 from sima_ray.errors import SimaError
-
-if TYPE_CHECKING:
-    from sima_ray.runtime.submission import Target
 
 app = typer.Typer(
     help="Vision-language models that improve themselves on your Ray cluster.",
+    epilog="Exit codes: 0 it succeeded; 1 the input, the cluster or the job failed; 2 the command line or the "
+    "config is wrong; 130 interrupted. What follows a job (submit, resume, logs -f, serve, scale, promote) ends "
+    "with the job's own code; 128 + N: signal N ended it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray dashboard URL, as in http://HEAD:8265. "
-        "Default: $RAY_API_SERVER_ADDRESS, or the cluster of `sima up`."
-    ),
-]
 
 App = Annotated[str, typer.Option("--app", metavar="NAME", help="The policy's Serve application.")]
 
@@ -72,45 +64,9 @@ def demo(
     run_demo(config, name, cpus)
 
 
-@app.command()
-def submit(
-    stage: Annotated[
-        str,
-        typer.Argument(help="preferences, train, merge, evaluate, report or pipeline."),
-    ],
-    config: ConfigPath,
-    address: Address = None,
-    round: Annotated[
-        int | None, typer.Option(min=0, help="Round; default: the first without this stage.")
-    ] = None,
-    wait: Annotated[
-        bool, typer.Option(help="Follow the log and exit with the job's status.")
-    ] = True,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the whole log, not only progress.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved config and submit nothing.")
-    ] = False,
-) -> None:
-    """Submit a stage, or the whole pipeline, to a Ray cluster as a job."""
-    from sima_ray.config import RunConfig
-    from sima_ray.errors import ConfigError
-
-    resolved = RunConfig.load(config)
-    if dry_run:
-        typer.echo(resolved.dump(), nl=False)
-        return
-    from sima_ray.runtime import submission
-
-    if stage not in submission.STAGES:
-        raise ConfigError(f"no stage {stage!r}: choose one of {', '.join(submission.STAGES)}")
-    target = submission.find_cluster(address)
-    arguments = () if round is None else ("--round", str(round))
-    job = submission.submit(stage, resolved, target, arguments)
-    typer.echo(f"job          {job} at {target.address}")
-    if wait:
-        _follow(job, target, verbose)
+for command in (cli_jobs.submit, cli_jobs.status, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume):
+    app.command()(command)
+app.add_typer(cli_runs.app, name="runs")
 
 
 @app.command()
@@ -133,7 +89,7 @@ def serve(
         "serve", resolved, target, ("--round", str(round), "--app", _app_name(app)), environment
     )
     typer.echo(f"job          {job} at {target.address}")
-    _follow(job, target, verbose=False)
+    follow(job, target)
     typer.echo(f"token        {file}")
 
 
@@ -171,7 +127,11 @@ def scale(
 @app.command()
 def promote(
     policy: Annotated[
-        Path, typer.Argument(metavar="POLICY", help="Its folder, as in RUN/round-1/policy.")
+        Path,
+        typer.Argument(
+            metavar="POLICY",
+            help="Its folder, as in RUN/round-1/policy; or an adapter, as in RUN/round-1/train/adapter.",
+        ),
     ],
     app: App = "policy",
     version: Annotated[
@@ -312,10 +272,9 @@ def _app_name(name: str) -> str:
 
 
 def _version_of(folder: Path) -> str:
-    """What a run itself calls the policy in RUN/round-K/policy; any other folder has its own name."""
-    if folder.name == "policy" and re.fullmatch(r"round-\d+", folder.parent.name):
-        return f"{folder.parent.parent.name}-{folder.parent.name}"
-    return folder.name
+    """What a run itself calls the policy of its round; any other folder has its own name."""
+    found = re.search(r"([^/]+)/(round-\d+)/(policy|train/adapter)$", folder.as_posix())
+    return f"{found[1]}-{found[2]}" if found else folder.name
 
 
 def _run_command(command: str, address: str | None, *arguments: str) -> None:
@@ -324,16 +283,4 @@ def _run_command(command: str, address: str | None, *arguments: str) -> None:
 
     target = submission.find_cluster(address)
     job = submission.submit_command(command, target, arguments)
-    _follow(job, target, verbose=False)
-
-
-def _follow(job: str, target: "Target", verbose: bool) -> None:
-    from sima_ray.runtime import submission
-    from sima_ray.runtime.progress import Screen
-
-    screen = Screen()
-    try:
-        submission.follow(job, target, on_line=typer.echo if verbose else screen.line)
-    except KeyboardInterrupt:
-        typer.echo(f"\nThe job goes on. To stop it: ray job stop --address {target.address} {job}")
-        raise
+    follow(job, target)

