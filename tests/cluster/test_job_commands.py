@@ -27,11 +27,12 @@ CPUS = 2
 
 TAKE_ALL = f"""
 import ray
-ray.init(address="auto", log_to_driver=False, namespace="test")
-holder = ray.remote(num_cpus={CPUS})(type("Holder", (), {{"there": lambda self: True}}))
-ray.get(holder.options(name="holder", lifetime="detached").remote().there.remote())
+ray.init(address="auto", log_to_driver=False)
+holder = ray.remote(num_cpus={CPUS})(type("Holder", (), {{"there": lambda self: True}})).remote()
+print(ray.get(holder.there.remote()), flush=True)
+input()
 """
-"""Holds every CPU, so that a stage which needs one waits for as long as the test likes."""
+"""Holds every CPU until its input ends, so that a stage which needs one waits as long as the test likes."""
 
 CTRL_C = """
 import signal
@@ -66,12 +67,19 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.LocalClu
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMA_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("NO_COLOR", "1")
-        running = cluster.up(cpus=CPUS, gpus=0)
+        # In a process of its own, as users start it: a cluster that is this process's child takes long to end.
+        program = str(Path(sys.executable).parent / "sima")
+        subprocess.run([program, "up", f"--cpus={CPUS}", "--gpus=0"], check=True, timeout=120)
+        running = cluster.running()
+        assert running
         try:
             environment = {**os.environ, **running.environment, "RAY_ADDRESS": running.gcs}
             command = [sys.executable, "-c", TAKE_ALL]
-            subprocess.run(command, env=environment, check=True, timeout=120)
-            yield running
+            with subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as holder:
+                assert holder.stdout and b"True" in holder.stdout.readline()
+                yield running
         finally:
             cluster.down()
 
