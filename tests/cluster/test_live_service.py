@@ -216,7 +216,7 @@ def test_a_client_sees_nothing_of_killed_replicas(policy: Any) -> None:
     def critics() -> set[int]:
         found = details()
         replicas = found.applications[name].deployments["Critic"].replicas if found else []
-        return {replica.pid for replica in replicas if replica.state == "RUNNING"}
+        return {r.pid for r in replicas if r.state == "RUNNING" and r.pid is not None}
 
     wait_for(lambda: len(critics()) == replicas("asked") == 2)
     victims = (min(pids("asked")), min(critics()))
