@@ -63,7 +63,12 @@ def _merged(adapter: Path, progress: "Progress") -> str:
         raise ModelError(
             f"{adapter}: only an adapter in RUN/round-K/train/adapter can be merged here"
         )
-    run = Run.open(RunConfig.load(run_folder / "run.yaml"), progress)
+    config = RunConfig.load(run_folder / "run.yaml")
+    if Path(config.runs, config.name).resolve() != run_folder.resolve():
+        raise ModelError(
+            f"{adapter}: its run belongs at {Path(config.runs, config.name)}: promote its policy folder"
+        )
+    run = Run.open(config, progress)
     number = int(round_name.removeprefix("round-"))
     merge_adapter(run, number)
     return run.policy(number)

@@ -59,23 +59,27 @@ class Quotas:
         if self.allowance.at_once is not None and len(places) >= self.allowance.at_once:
             # When another request ends is not known.
             raise OverQuota(1.0, f"over the {self.allowance.at_once} requests at once of a token")
-        self.charge(token, 1, now)
+        self._count(token, 1, now, wanted=1)
         if self.allowance.at_once is not None:
             places[place] = now + SLOT_S
 
     def charge(self, token: str, requests: int, now: float) -> None:
-        """Take so many of the minute's requests.
+        """Take so many more of the minute's requests, for one that was let in already.
 
         Raises:
-            OverQuota: There are fewer; none was taken.
+            OverQuota: There are fewer; none was taken. Its seconds are enough for that one and these together, as
+                it will ask for a place again.
         """
+        self._count(token, requests, now, wanted=requests + 1)
+
+    def _count(self, token: str, requests: int, now: float, wanted: int) -> None:
         per_minute = self.allowance.per_minute
         if per_minute is None:
             return
         left, when = self._buckets.get(token, (float(per_minute), now))
         left = min(float(per_minute), left + max(0.0, now - when) * per_minute / 60)
         if left < requests:
-            seconds = (requests - left) * 60 / per_minute
+            seconds = (min(wanted, per_minute) - left) * 60 / per_minute
             raise OverQuota(seconds, f"over the {per_minute} requests a minute of a token")
         self._buckets[token] = (left - requests, now)
 

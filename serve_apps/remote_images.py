@@ -178,9 +178,17 @@ class RequestImages:
         return found
 
     async def _fetch(self, address: WebAddress) -> bytes | ApiError:
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            taken += count
+            self._take(count)
+
         try:
-            return await self._remote.fetch(address, self._take)
+            return await self._remote.fetch(address, take)
         except ApiError as error:
+            self._left += taken  # nothing of it is kept: it must not cost the other cases of a batch their images
             return error
 
     def _take(self, count: int) -> None:
