@@ -120,8 +120,11 @@ GUARD_FIELDS = (
 )
 """What the policy's application is built with; another value restarts its replicas."""
 
-QUEUE_FIELDS = ("target_ongoing_requests", "max_ongoing_requests", "max_queued_requests")
-"""So too where it has HTTP routes, which queue by themselves."""
+QUEUE_FIELDS = (
+    *("target_ongoing_requests", "max_ongoing_requests", "max_queued_requests"),
+    *("min_replicas", "max_replicas", "upscale_delay_s", "downscale_delay_s"),
+)
+"""So too where it has HTTP routes, which queue and scale by themselves."""
 
 
 def swap_policy(
