@@ -5,6 +5,7 @@ all again; Serve's controller takes that only where nobody changed any of them m
 No process holds anything: one that dies has made its change or has not.
 """
 
+import asyncio
 import random
 import re
 import time
@@ -79,8 +80,16 @@ def change(name: str, changed: Callable[[JsonDict], JsonDict]) -> tuple[JsonDict
 
 def withdraw(name: str) -> bool:
     """Take one application out of the declared ones; whether it was among them."""
-    before, _ = _change_all(lambda apps: {key: apps[key] for key in apps if key != name})
-    return name in before
+    found = False
+
+    def without(apps: dict[str, JsonDict]) -> dict[str, JsonDict]:
+        nonlocal found
+        # Asked again after the controller died in the change, it may be gone already: by our own doing.
+        found = found or name in apps
+        return {key: apps[key] for key in apps if key != name}
+
+    _change_all(without)
+    return found
 
 
 def overridden(app: JsonDict, deployment: str, **options: Any) -> JsonDict:
@@ -134,13 +143,20 @@ def _state_all(apps: dict[str, JsonDict], seen: JsonDict) -> bool:
 
     # Nested, so that it travels by value: the controller may have another revision of this project, or none.
     def compare_and_apply(controller: Any, seen: JsonDict, schema: Any) -> bool:
-        now = (
-            controller.get_app_configs()
-        )  # both methods are synchronous: nobody comes between them
-        if {name: app.model_dump(exclude_unset=True) for name, app in now.items()} != seen:
-            return False
-        controller.apply_config(schema)
-        return True
+        from ray._common.utils import _BACKGROUND_TASKS
+
+        async def in_its_loop() -> bool:  # without an await: nobody comes between
+            now = controller.get_app_configs()
+            if {name: app.model_dump(exclude_unset=True) for name, app in now.items()} != seen:
+                return False
+            controller.apply_config(schema)
+            return True
+
+        # `__ray_call__` runs in a thread of its own; the controller's state and its count of tasks submitted
+        # belong to the event loop (from two threads at once Ray ends the process: "already exists").
+        tasks = list(_BACKGROUND_TASKS)
+        loop = next(t.get_loop() for t in tasks if t.get_coro().__name__ == "run_control_loop")
+        return asyncio.run_coroutine_threadsafe(in_its_loop(), loop).result()
 
     schema = ServeDeploySchema(
         applications=[ServeApplicationSchema(**app) for app in apps.values()]
