@@ -1,4 +1,7 @@
-"""`python -m benchmarks` (or `make bench`): run every quick benchmark; `make proof` is the long one."""
+"""`python -m benchmarks` (or `make bench`): run the quick benchmarks.
+
+The long ones have commands of their own: `make proof`, `python -m benchmarks.load` and `.routing`.
+"""
 
 import sys
 

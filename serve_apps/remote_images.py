@@ -22,8 +22,8 @@ from sima_ray.config.origins import WebAddress, read_url
 
 logger = logging.getLogger("ray.serve")
 
-AT_ONCE = 32
-"""Fetches of one replica."""
+AT_ONCE = 16
+"""Fetches of one replica from one origin: a slow origin must not hold up the others."""
 
 AT_ONCE_PER_REQUEST = 8
 """A batch of slow addresses must not take all of them."""
@@ -54,7 +54,7 @@ class RemoteImages:
         service: Its origins, and its limit of bytes.
         resolve: In place of the system's resolver.
         transport: In place of the network, made for each fetch.
-        limit_s: For one image, from the look-up of the name to the last byte.
+        limit_s: For one image, from the wait for its turn to the last byte.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RemoteImages:
         self._allowed = frozenset(service.image_origins)
         self._max_bytes = service.max_body_bytes
         self._resolve, self._transport, self._limit_s = resolve, transport, limit_s
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = {origin: asyncio.Semaphore(AT_ONCE) for origin in self._allowed}
         # Made once, since it reads all authorities; $SSL_CERT_FILE names others.
         self._tls = httpx.create_ssl_context() if self._allowed else True
 
@@ -98,14 +98,13 @@ class RemoteImages:
         Raises:
             ApiError: 422. Of the network it tells nothing: a caller must not map it by these errors.
         """
-        async with self._slots:
-            try:
-                async with asyncio.timeout(self._limit_s):
-                    return await self._fetch(address, await self._addresses(address), take)
-            except (TimeoutError, httpx.TimeoutException) as error:
-                raise _invalid("image: could not be fetched in time") from error
-            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-                raise _invalid("image: could not be fetched") from error
+        try:
+            async with asyncio.timeout(self._limit_s), self._slots[address.origin]:
+                return await self._fetch(address, await self._addresses(address), take)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise _invalid("image: could not be fetched in time") from error
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise _invalid("image: could not be fetched") from error
 
     async def _addresses(self, address: WebAddress) -> list[str]:
         """Where to connect to: all the name's addresses, if all are public."""

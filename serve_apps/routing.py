@@ -59,8 +59,13 @@ class ImageRouter(PowerOfTwoChoicesRequestRouter):
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: Any = None
     ) -> None:
-        # Counted now, not when it is sent: of many that come at once, each must see those before it.
-        RequestRouter.on_send_request(self, replica.replica_id)
+        # Counted now, not when it is sent: of many that come at once, each must see those before it. One that was
+        # cancelled meanwhile is not sent; its place goes to the next that waits, if any.
+        waiting = self._get_pending_request_matching_metadata(request_metadata) or next(
+            (one for one in self._pending_requests_to_fulfill if not one.future.done()), None
+        )
+        if waiting is not None:
+            RequestRouter.on_send_request(self, replica.replica_id)
         super()._fulfill_next_pending_request(replica, request_metadata)
 
     def _get_pending_request_matching_metadata(

@@ -213,8 +213,11 @@ def test_a_stopped_job(
     shutil.copy(data["pairs"], output.parent / "pairs.parquet")
     target = submission.Target.of(local)
     job = submission.submit("train", config, target)
-    wait_for_step(output, draw.randint(1, LATEST), lambda: local.alive)
+    # Early: the workers go on until the driver has ended, which takes it seconds.
+    wait_for_step(output, draw.randint(1, 4), lambda: local.alive)
+    asked = time.monotonic()
     submission.stop(job, target)
+    print(f"ended {time.monotonic() - asked:.1f} s after it was stopped, at {len(metrics(output))}")
     with pytest.raises(JobFailed, match=f"{job} ended as STOPPED") as failure:
         submission.follow(job, target, lambda _: None)
     assert failure.value.exit_code == 1

@@ -16,7 +16,13 @@ import pytest
 from critic_app import SERVICE, ScoringPolicy, case, client, data_url, error_of, judge, png
 
 from serve_apps.guard import ApiError
-from serve_apps.remote_images import AT_ONCE_PER_REQUEST, NOT_ALLOWED, RemoteImages, is_public
+from serve_apps.remote_images import (
+    AT_ONCE,
+    AT_ONCE_PER_REQUEST,
+    NOT_ALLOWED,
+    RemoteImages,
+    is_public,
+)
 from sima_ray.config import ServiceConfig
 
 NAME = "https://images.example.org"
@@ -207,6 +213,20 @@ async def test_the_images_of_a_request_share_its_bytes_and_a_few_places(web: Web
     many = RemoteImages(service(web.url)).of_request()
     await asyncio.gather(*(many.get(f"{web.url}/ok.png?{n}") for n in range(30)))
     assert web.at_once <= AT_ONCE_PER_REQUEST
+
+
+async def test_a_slow_origin_holds_up_no_other_and_no_wait_is_beyond_the_limit(web: Web) -> None:
+    async with serving() as slow:
+        images = RemoteImages(service(slow.url, web.url), limit_s=1.0)
+        more = AT_ONCE + 3
+        stuck = [asyncio.create_task(refusal(images, f"{slow.url}/slow?{n}")) for n in range(more)]
+        while slow.inside < AT_ONCE:
+            await asyncio.sleep(0.01)
+        assert await images.of_request().get(f"{web.url}/ok.png") == png()
+        assert slow.at_once == AT_ONCE and not any(task.done() for task in stuck)
+        assert set(await asyncio.gather(*stuck)) == {"image: could not be fetched in time"}
+        while slow.inside:  # its writes fail now
+            await asyncio.sleep(0.01)
 
 
 async def test_a_request_ends_in_its_own_time(web: Web) -> None:

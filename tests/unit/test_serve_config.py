@@ -10,6 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_apps import critic, policy
 from sima_ray.config import EngineConfig, PolicyConfig, ServiceConfig
 from sima_ray.runtime.client import DEPLOYMENT
+from sima_ray.runtime.deployment import deployment_options
 
 FILE = Path(policy.__file__).with_name("serve.yaml")
 
@@ -24,7 +25,9 @@ def test_the_shipped_file_is_taken_by_serve_and_by_the_builders() -> None:
     config = PolicyConfig.model_validate(first.args)
     (override,) = first.deployments
     assert override.name == DEPLOYMENT
-    assert override.user_config == {"model": config.model, "version": "base"}
+    ours = deployment_options(config)
+    for name in ("user_config", "request_router_config"):
+        assert getattr(override, name) == ours[name], name
     settings = critic.CriticApp.model_validate(second.args)
     assert settings.policy == first.name and settings.service.token_file
 
