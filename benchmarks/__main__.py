@@ -1,6 +1,6 @@
 """`python -m benchmarks` (or `make bench`): run the quick benchmarks.
 
-The long ones have commands of their own: `make proof`, `python -m benchmarks.load` and `.routing`.
+The long ones have commands of their own: `make proof`, `python -m benchmarks.load`, `.routing` and `.pipeline`.
 """
 
 import sys
