@@ -42,7 +42,7 @@ def app(serve_running: None) -> str:
     # Nested, so that they travel by value: Serve's workers do not know where tests live.
     class Who:
         async def complete(self, request: Any) -> Any:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1 * request["max_tokens"])
             return {"text": str(os.getpid())}
 
     class Asker:
@@ -72,10 +72,11 @@ def client(app: str) -> Policy:
     return HandlePolicy(app, retries=5, timeout_s=30)
 
 
-def about(image: bytes, question: str = "What is it?") -> CompletionRequest:
+def about(image: bytes, question: str = "What is it?", tenths: int = 1) -> CompletionRequest:
+    """A request that keeps its replica busy for so many tenths of a second."""
     return {
         "content": [image_part(image), text_part(question)],
-        "max_tokens": 1,
+        "max_tokens": tenths,
         "temperature": 0.0,
     }
 
@@ -105,7 +106,8 @@ def test_one_image_is_one_replicas(app: str) -> None:
 
 def test_a_hot_image_overflows_and_no_further(app: str) -> None:
     policy = client(app)
-    counts = Counter(answers(policy, [about(IMAGES[0])] * 30))
+    # Long enough for the last to be sent while the first is still busy, on a slow machine as well.
+    counts = Counter(answers(policy, [about(IMAGES[0], tenths=30)] * 30))
     print(f"30 requests about one image: {sorted(counts.values())}")
     assert len(counts) == REPLICAS
     assert max(counts.values()) <= min(counts.values()) + 2 * SLACK
