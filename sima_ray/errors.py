@@ -33,6 +33,10 @@ class ServiceError(SimaError):
     """The policy or critic service is unreachable, overloaded beyond the retries, or failed."""
 
 
+class RequestRefused(ServiceError):
+    """A request that can never succeed (too long, a broken image); the message says why."""
+
+
 class ClusterError(SimaError):
     """A Ray cluster that cannot be reached or cannot satisfy the request."""
 

@@ -58,7 +58,8 @@ class Quarantine(StrEnum):
     MISSING_IMAGE = "missing_image"
     BROKEN_IMAGE = "broken_image"  # truncated or not a JPEG/PNG/WebP
     IMAGE_TOO_LARGE = "image_too_large"  # more pixels or bytes than allowed, by its header
-    REQUEST_FAILED = "request_failed"  # the policy refused or failed beyond the retries
+    REQUEST_FAILED = "request_failed"  # the policy refused it: asking again is no use
+    SERVICE_FAILED = "service_failed"  # beyond the retries; asked again when the run goes on
 
 
 @dataclass(frozen=True, slots=True)

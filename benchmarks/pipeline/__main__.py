@@ -77,8 +77,8 @@ def _benchmark(options: argparse.Namespace, folder: Path) -> JsonDict:
                 mode="json", include={"policy", "generation", "critic", "seed"}
             ),
         },
-        "versions": _versions(),
-        "device": _device(),
+        "versions": versions(),
+        "device": device(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -121,7 +121,7 @@ def _trial(name: str, work: Work, setting: JsonDict) -> Trial:
     return trial
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in ENGINES:
         try:
@@ -131,7 +131,7 @@ def _versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
-def _device() -> str:
+def device() -> str:
     """What the processor calls itself."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

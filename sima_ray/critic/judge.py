@@ -5,13 +5,9 @@ from dataclasses import dataclass
 from sima_ray.critic.probability import probability_of
 from sima_ray.critic.prompt import CriticPrompt, in_order
 from sima_ray.critic.verdict import VERDICTS, parse_verdict
-from sima_ray.errors import ServiceError
+from sima_ray.errors import RequestRefused
 from sima_ray.ports import Policy
 from sima_ray.records import Critique, Order
-
-
-class RequestRefused(ServiceError):
-    """A request that can never succeed (too long, a broken image); the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 from ray.data import Datasource, ReadTask
@@ -17,7 +18,7 @@ from ray.data.block import BlockMetadata
 
 from sima_ray.data.locations import one_line, open_location
 from sima_ray.errors import DataError, LedgerError
-from sima_ray.records import ROW_SCHEMA
+from sima_ray.records import ROW_SCHEMA, Quarantine
 
 Block = tuple[tuple[str, int, int], ...]
 """Rows to read together: spans (file, first row, row after the last)."""
@@ -36,6 +37,25 @@ def discard_incomplete(folder: str) -> int:
     for path in broken:
         filesystem.delete_file(path)
     return len(broken)
+
+
+def reopen_failed(folder: str) -> int:
+    """Take the rows that a failing service cost out of the committed files, so that they are left to do; how many.
+
+    A file is replaced at once by one without them: a crash leaves the one or the other.
+    """
+    filesystem, _ = open_location(folder)
+    reopened = 0
+    for path in committed_files(folder):
+        reasons = pq.read_table(path, columns=["quarantine"], filesystem=filesystem)
+        failed = pc.equal(reasons.column(0), Quarantine.SERVICE_FAILED.value).fill_null(False)
+        if not (count := pc.sum(failed).as_py()):
+            continue
+        rest = pq.read_table(path, filesystem=filesystem).filter(pc.invert(failed))
+        pq.write_table(rest, f"{path}.partial", filesystem=filesystem)
+        filesystem.move(f"{path}.partial", path)
+        reopened += count
+    return reopened
 
 
 def committed_rows(folder: str) -> int:

@@ -20,7 +20,7 @@ from sima_ray.critic.prompt import DEFAULT_EXAMPLES, CriticPrompt, Layout, load_
 from sima_ray.data.blocks import RowSource
 from sima_ray.data.locations import one_line
 from sima_ray.data.work import Critic, Generate, Health, RowWork, decide_row
-from sima_ray.errors import ConfigError, DataError, ServiceError
+from sima_ray.errors import ConfigError, DataError, RequestRefused, ServiceError
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict, Policy
 from sima_ray.records import ROW_SCHEMA, Quarantine
@@ -137,16 +137,19 @@ class RowWorker:
                 return _set_aside(row, problem.reason, str(problem))
             except (DataError, ConfigError):
                 raise
+            except RequestRefused as error:
+                return self._failed(row, Quarantine.REQUEST_FAILED, str(error))
             except ServiceError as error:
-                return self._failed(row, str(error))
+                return self._failed(row, Quarantine.SERVICE_FAILED, str(error))
             except Exception as error:  # one row, whatever happens in it, must not cost the others
-                return self._failed(row, f"{type(error).__name__}: {error}")
+                message = f"{type(error).__name__}: {error}"
+                return self._failed(row, Quarantine.REQUEST_FAILED, message)
             self._health.record(None)
             return row
 
-    def _failed(self, row: JsonDict, message: str) -> JsonDict:
+    def _failed(self, row: JsonDict, reason: Quarantine, message: str) -> JsonDict:
         self._health.record(one_line(message))
-        return _set_aside(row, Quarantine.REQUEST_FAILED, message)
+        return _set_aside(row, reason, message)
 
     def _connected(self) -> Policy:
         # Not in the constructor: a handle belongs to the event loop that uses it.

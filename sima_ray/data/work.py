@@ -17,7 +17,7 @@ from sima_ray.critic.judge import Case, critique
 from sima_ray.critic.prompt import CriticPrompt
 from sima_ray.critic.vote import decide, identical
 from sima_ray.data.locations import load_image, one_line, read_image
-from sima_ray.errors import ServiceError
+from sima_ray.errors import RequestRefused, ServiceError
 from sima_ray.pairs import to_pair
 from sima_ray.ports import (
     CompletionRequest,
@@ -159,10 +159,15 @@ class Health:
 
 
 async def _ask(policy: Policy, request: CompletionRequest) -> JsonDict:
-    """The policy's answer; one that can never succeed raises like one that failed for good."""
+    """The policy's answer.
+
+    Raises:
+        RequestRefused: It can never succeed.
+        ServiceError: It failed beyond the retries.
+    """
     answer = cast(JsonDict, await policy.complete(request))
     if "error" in answer:
-        raise ServiceError(one_line(answer["error"]))
+        raise RequestRefused(one_line(answer["error"]))
     return answer
 
 

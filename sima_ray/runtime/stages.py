@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
+from sima_ray.data.blocks import reopen_failed
 from sima_ray.data.earlier import choose_unsettled, mix_pairs
 from sima_ray.data.export import export_llava, export_trl
 from sima_ray.data.prompts import index_prompts, problem_lines
@@ -127,6 +128,7 @@ def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
     def work(stage: Stage) -> tuple[JsonDict, str]:
         meter = Meter()
         connect = meter.on(service.connect())
+        _ask_failed_again(run, folder)
         rows = read_prompts(
             run.round_path(number, "candidates") if base_judges else _prompts(run, number),
             rows_per_block=config.generation.batch_size,
@@ -174,6 +176,7 @@ def _candidates(run: Run, number: int, service: PolicyService) -> JsonDict:
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
         meter = Meter()
+        _ask_failed_again(run, folder)
         rows = read_prompts(
             _prompts(run, number),
             rows_per_block=run.config.generation.batch_size,
@@ -187,6 +190,11 @@ def _candidates(run: Run, number: int, service: PolicyService) -> JsonDict:
     if run.done(f"round-{number}-candidates") is None:
         service.ensure(number - 1)
     return run.once(f"round-{number}-candidates", "candidates", work)
+
+
+def _ask_failed_again(run: Run, folder: str) -> None:
+    if count := reopen_failed(folder):
+        run.progress.say(f"  {count:,} rows that the service failed before are asked again")
 
 
 def _generated(run: Run, rows: Dataset, connect: Callable[[], Policy]) -> Dataset:

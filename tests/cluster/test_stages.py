@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig, PairsConfig
-from sima_ray.data.blocks import RowSource, committed_files, committed_ids, committed_rows
+from sima_ray.data.blocks import (
+    RowSource,
+    committed_files,
+    committed_ids,
+    committed_rows,
+    reopen_failed,
+)
 from sima_ray.data.prompts import index_prompts
 from sima_ray.data.sinks import read_pairs, write_pairs, write_preferences
 from sima_ray.data.stages import critique, generate, outcome, read_prompts
@@ -159,6 +165,44 @@ def check_pairs(folder: str, rows: dict[str, dict[str, Any]]) -> None:
     assert close.rows == 48 and close.outcomes[Outcome.LENGTH_POLICY] + close.pairs == 6
 
 
+def test_one_in_a_hundred_is_bad_in_each_of_eight_ways(data: DataConfig, book: Any) -> None:
+    images = Path(data.images)
+    (images / "cut.jpg").write_bytes((images / "a.jpg").read_bytes()[:-20])
+    Image.new("1", (200, 200)).save(images / "large.png")
+    data = data.model_copy(update={"max_image_pixels": 10_000, "max_text_chars": 5_000})
+    good = [
+        {"id": f"r{n}", "image": "a.jpg", "text": ask(n % 7, "plain"), "ground_truth": "So it is."}
+        for n in range(792)
+    ]
+    lines = [json.dumps(line) for line in good]
+    bad = {
+        "malformed_line": lines[0][:30],
+        "missing_field": json.dumps({"id": "b1", "image": "a.jpg", "text": "What?"}),
+        "empty_field": json.dumps(good[0] | {"id": "b2", "ground_truth": " "}),
+        "field_too_long": json.dumps(good[0] | {"id": "b3", "text": "long " * 1001}),
+        "duplicate_id": lines[0],
+        "missing_image": json.dumps(good[0] | {"id": "b5", "image": "nowhere.jpg"}),
+        "broken_image": json.dumps(good[0] | {"id": "b6", "image": "cut.jpg"}),
+        "image_too_large": json.dumps(good[0] | {"id": "b7", "image": "large.png"}),
+    }
+    places = {reason: 50 + 100 * k for k, reason in enumerate(bad)}
+    for reason, line in bad.items():
+        lines.insert(places[reason] - 1, line)
+    Path(data.prompts).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    index, folder = str(Path(data.prompts).parent / "prompts.parquet"), f"{data.images}-out"
+    index_prompts(data, index)
+    many = GenerationConfig(concurrency=32, batch_size=100)
+    write_preferences(chain(data, index, f"{folder}/rows", fake(book), many), f"{folder}/rows")
+    ledger = write_pairs(f"{folder}/rows", folder, PairsConfig(), 7, rows=800)
+    assert ledger.rows == 800 and ledger.pairs == 792
+    assert dict.fromkeys(bad, 1) == {k.value: n for k, n in ledger.quarantined.items() if n}
+    file = Path(folder, "quarantine.jsonl").read_text(encoding="utf-8")
+    found = [json.loads(line) for line in file.splitlines()]
+    assert [(row["reason"], row["source"]) for row in found] == [
+        (reason, f"{data.prompts}:{place}") for reason, place in places.items()
+    ]
+
+
 def test_a_run_stops_when_the_policy_goes_down_and_goes_on_afterwards(
     data: DataConfig, book: Any
 ) -> None:
@@ -166,11 +210,17 @@ def test_a_run_stops_when_the_policy_goes_down_and_goes_on_afterwards(
     with pytest.raises(ServiceError, match=r"of the last \d+ rows failed, .* no replica answers"):
         write_preferences(chain(data, index, folder, fake(book, down_after=30)), folder)
     before = read(folder)
-    assert len(before) < 120
+    failed = {i for i, row in before.items() if row["quarantine"] == "service_failed"}
+    assert failed and len(before) < 120
+    # What the outage cost is asked again; what a crash left half replaced does not count.
+    Path(f"{committed_files(folder)[0]}.partial").write_bytes(b"PAR1")
+    assert reopen_failed(folder) == len(failed)
+    assert set(read(folder)) == set(before) - failed
+    assert reopen_failed(folder) == 0
     write_preferences(chain(data, index, folder, fake(SharedBook())), folder)
     rows = read(folder)
-    assert len(rows) == 120
-    assert all(rows[i] == row for i, row in before.items())
+    assert len(rows) == 120 and not any(row["quarantine"] for row in rows.values())
+    assert all(rows[i] == row for i, row in before.items() if i not in failed)
 
 
 def test_a_killed_run_goes_on_and_ends_like_one_whose_workers_died(data: DataConfig) -> None:
