@@ -91,8 +91,9 @@ class Memory:
         """Megabytes: at first, at most, and gained every 10,000 rows."""
         late = [(done, mb) for done, mb in self.samples if done >= rows / 10]
         slope = None
-        if len({done for done, _ in late}) >= 5:
-            slope = float(np.polyfit(*np.array(late).T, 1)[0]) * 10_000
+        done, mb = [rows for rows, _ in late], [mb for _, mb in late]
+        if len(set(done)) >= 5:
+            slope = float(np.polyfit(done, mb, 1)[0]) * 10_000
         return {
             "first_mb": self.samples[0][1] if self.samples else None,
             "peak_mb": max((mb for _, mb in self.samples), default=None),

@@ -45,13 +45,13 @@ def reopen_failed(folder: str) -> int:
     A file is replaced at once by one without them: a crash leaves the one or the other.
     """
     filesystem, _ = open_location(folder)
-    reopened = 0
+    reason, reopened = pc.field("quarantine"), 0
+    failed = reason == Quarantine.SERVICE_FAILED.value
     for path in committed_files(folder):
         reasons = pq.read_table(path, columns=["quarantine"], filesystem=filesystem)
-        failed = pc.equal(reasons.column(0), Quarantine.SERVICE_FAILED.value).fill_null(False)
-        if not (count := pc.sum(failed).as_py()):
+        if not (count := reasons.filter(failed).num_rows):
             continue
-        rest = pq.read_table(path, filesystem=filesystem).filter(pc.invert(failed))
+        rest = pq.read_table(path, filesystem=filesystem).filter(~failed | reason.is_null())
         pq.write_table(rest, f"{path}.partial", filesystem=filesystem)
         filesystem.move(f"{path}.partial", path)
         reopened += count
