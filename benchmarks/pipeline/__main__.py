@@ -73,14 +73,19 @@ def _benchmark(options: argparse.Namespace, folder: Path) -> JsonDict:
         "settings": {
             "config": str(options.config),
             **{name: getattr(options, name) for name in ("prompts", "few", "repeats")},
-            "used": work.run.model_dump(
-                mode="json", include={"policy", "generation", "critic", "seed"}
+            "used": _relative(
+                work.run.model_dump(mode="json", include={"policy", "generation", "critic", "seed"})
             ),
         },
         "versions": versions(),
         "device": device(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _relative(values: JsonDict) -> JsonDict:
+    """Paths as from here: where the project lies says nothing."""
+    return json.loads(json.dumps(values).replace(f'"{Path.cwd()}/', '"'))
 
 
 def _best_setting(name: str, work: Work) -> JsonDict:

@@ -210,16 +210,35 @@ def test_a_run_stops_when_the_policy_goes_down_and_goes_on_afterwards(
     with pytest.raises(ServiceError, match=r"of the last \d+ rows failed, .* no replica answers"):
         write_preferences(chain(data, index, folder, fake(book, down_after=30)), folder)
     before = read(folder)
+    assert len(before) < 120
+    reopen_failed(folder)
+    before = read(folder)
+    write_preferences(chain(data, index, folder, fake(SharedBook())), folder)
+    rows = read(folder)
+    assert len(rows) == 120 and not any(row["quarantine"] for row in rows.values())
+    assert all(rows[i] == row for i, row in before.items())
+
+
+def test_rows_that_the_service_failed_are_asked_again(data: DataConfig, book: Any) -> None:
+    # Too few rows for the run to stop.
+    index, folder = (
+        indexed(data, ["plain"] * 38 + ["refused"] * 2),
+        str(Path(data.prompts).parent / "preferences"),
+    )
+    write_preferences(chain(data, index, folder, fake(book, down_after=25)), folder)
+    before = read(folder)
+    reasons = Counter(row["quarantine"] for row in before.values())
     failed = {i for i, row in before.items() if row["quarantine"] == "service_failed"}
-    assert failed and len(before) < 120
-    # What the outage cost is asked again; what a crash left half replaced does not count.
+    assert len(before) == 40 and len(failed) >= 13
+    # What a crash left half replaced does not count.
     Path(f"{committed_files(folder)[0]}.partial").write_bytes(b"PAR1")
-    assert reopen_failed(folder) == len(failed)
+    assert reopen_failed(folder) == reasons["service_failed"]
     assert set(read(folder)) == set(before) - failed
     assert reopen_failed(folder) == 0
     write_preferences(chain(data, index, folder, fake(SharedBook())), folder)
     rows = read(folder)
-    assert len(rows) == 120 and not any(row["quarantine"] for row in rows.values())
+    assert len(rows) == 40
+    assert Counter(row["quarantine"] for row in rows.values()) == {None: 38, "request_failed": 2}
     assert all(rows[i] == row for i, row in before.items() if i not in failed)
 
 
