@@ -106,7 +106,8 @@ def measure(folder: Path, scenes: int, seed: int) -> JsonDict:
     running = cluster.start(cpus=4, gpus=0)
     try:
         target = submission.Target.of(running)
-        whole, pieces = (_config(folder, name, scenes) for name in ("whole", "pieces"))
+        port = cluster.free_port()  # one Serve for both
+        whole, pieces = (_config(folder, name, scenes, port) for name in ("whole", "pieces"))
         begun = time.monotonic()
         job = submission.submit("pipeline", whole, target)
         lines: list[str] = []
@@ -139,7 +140,7 @@ def measure(folder: Path, scenes: int, seed: int) -> JsonDict:
     }
 
 
-def _config(folder: Path, name: str, scenes: int) -> RunConfig:
+def _config(folder: Path, name: str, scenes: int, port: int) -> RunConfig:
     world = build_world(folder / "train", "train", scenes)
     build_world(folder / "test", "test", 24)
     text = Path("configs/demo.yaml").read_text(encoding="utf-8")
@@ -147,7 +148,7 @@ def _config(folder: Path, name: str, scenes: int) -> RunConfig:
     assert values["data"]["prompts"] == str(world.prompts)
     values |= {"name": name, "runs": str(folder / "runs"), "rounds": ROUNDS}
     values["policy"]["engine"]["dtype"] = "float32"
-    values["policy"]["service"]["port"] = cluster.free_port()
+    values["policy"]["service"]["port"] = port
     values["training"] |= {"epochs": 1, "batch_size": 8, "micro_batch_size": 8}
     values["training"] |= {"dtype": "float32"}
     return RunConfig.parse(values)

@@ -104,5 +104,7 @@ def environment(engine: EngineConfig) -> dict[str, str]:
             "OMP_NUM_THREADS": threads,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto": all engines of a machine on one core
             "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(engine.cpu_kv_cache_gb)),
+            # One loop for Serve and the engine: on few cores, a thread each costs more than it gives.
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         }
     return variables
