@@ -35,8 +35,11 @@ def test_sima_commands_and_options_exist(page: Path) -> None:
             if not re.fullmatch(r"[a-z]+", verb):
                 continue
             assert verb in COMMANDS, f"{page.name}: sima {words}"
-            known = {name for option in COMMANDS[verb].params for name in option.opts}
-            known |= {name for option in COMMANDS[verb].params for name in option.secondary_opts}
+            command = COMMANDS[verb]
+            if rest and rest[0] in (under := getattr(command, "commands", {})):
+                command = under[rest[0]]
+            known = {name for option in command.params for name in option.opts}
+            known |= {name for option in command.params for name in option.secondary_opts}
             for word in rest:
                 assert not word.startswith("--") or word in known, f"{page.name}: sima {words}"
 

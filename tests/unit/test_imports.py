@@ -18,7 +18,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LEVELS: list[tuple[str, ...]] = [
-    ("jobs", "serve_apps", "sima_ray.cli", "sima_ray.cli_jobs", "sima_ray.cli_runs"),
+    (
+        "jobs",
+        "serve_apps",
+        "sima_ray.cli",
+        "sima_ray.cli_data",
+        "sima_ray.cli_jobs",
+        "sima_ray.cli_runs",
+    ),
     ("sima_ray.runtime", "sima_ray.client"),
     ("sima_ray.data", "sima_ray.tuning", "sima_ray.policy"),
     ("sima_ray.critic", "sima_ray.pairs", "sima_ray.ledger", "sima_ray.metrics", "sima_ray.loss"),
