@@ -1,5 +1,7 @@
 """`sima data`: the files that a run begins with."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,3 +50,38 @@ def prompts(
         )
     fewer = f", {count:,} were asked for" if drawn.written < count else ""
     typer.echo(f"{output}: {drawn.written:,} of {drawn.prompts:,} prompts, seed {seed}{fewer}")
+
+
+@app.command()
+def images(
+    source: Annotated[str, typer.Argument(metavar="PROMPTS", help="JSON lines that name images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to.")],
+    url: Annotated[
+        str | None,
+        typer.Option(help="What the names are relative to; default: COCO's train2017."),
+    ] = None,
+    connections: Annotated[int, typer.Option(min=1, max=256, help="At once.")] = 16,
+) -> None:
+    """Fetch the images that a prompts file names, and no others; run it again, and it goes on.
+
+    sima data images prompts.jsonl --output train2017
+    """
+    from sima_ray.data.fetch import COCO, Fetched, fetch_images
+    from sima_ray.runtime.progress import Stage
+
+    stage = Stage("images", sys.stderr)
+
+    def show(found: Fetched) -> None:
+        stage.update(f"{found.done:,}/{found.wanted:,} · {found.size / 1e6:,.1f} MB fetched")
+
+    found = fetch_images(source, output, url or COCO, connections=connections, on_progress=show)
+    for name, reason in list(found.failed.items())[:_SHOWN]:
+        typer.echo(f"{name}: {reason}", err=True)
+    if len(found.failed) > _SHOWN:
+        typer.echo(f"… and {len(found.failed) - _SHOWN:,} more", err=True)
+    typer.echo(
+        f"{output}: {found.wanted:,} images: {found.there:,} were there, {found.fetched:,} fetched "
+        f"({found.size / 1e6:,.1f} MB), {len(found.failed):,} failed"
+    )
+    if found.failed:
+        raise typer.Exit(1)

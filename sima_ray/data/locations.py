@@ -76,6 +76,16 @@ def resolve_image(root: str, name: str) -> str:
     raise _missing(f"image {name!r} is not in {root}")
 
 
+def bare_name(name: str) -> str | None:
+    """The shortest name by which `resolve_image` finds an image; None for one that is not below a root."""
+    parts = name.split("/")
+    if "://" in name or name.startswith("/") or ".." in parts or "\0" in name:
+        return None
+    relative = "/".join(part for part in parts if part not in ("", "."))
+    match = _COCO_NAME.fullmatch(relative)
+    return match["leaf"] if match else relative or None
+
+
 def load_image(root: str, name: str, max_pixels: int) -> bytes:
     """Read and check one image: what `sima validate` accepts is what the stages accept.
 

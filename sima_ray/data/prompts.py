@@ -236,6 +236,16 @@ def describe(row: JsonDict) -> str:
     return f"{row['source']}: {row['quarantine']}: {row['error']} (id {row['row_id']})"
 
 
+def read_lines(location: str) -> Iterator[bytes]:
+    """The lines of a prompts file that are neither blank nor over the limit of a line.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    lines = _lines(DataConfig(prompts=location, images="."))
+    return (line.data for line in lines if not line.too_long)
+
+
 def _check_folder(images: str) -> None:
     filesystem, path = open_location(images)
     if filesystem.get_file_info(path).type is not FileType.Directory:
