@@ -12,7 +12,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count, cycle, islice, product
@@ -111,14 +111,14 @@ class WithSession:
 
         # Not Serve's own look-up, which gives the handle that deploying used: it keeps the router of then.
         self._handle: Any = DeploymentHandle(DEPLOYMENT, app)
-        self.complete = self
+        self.complete_all = self
 
-    def remote(self, request: CompletionRequest) -> Any:
-        """As of `handle.complete`."""
+    def remote(self, requests: list[CompletionRequest]) -> Any:
+        """As of `handle.complete_all`."""
         from serve_apps.routing import image_key
 
-        session = (image_key(request) or b"").hex()
-        return self._handle.options(session_id=session).complete.remote(request)
+        session = (image_key(requests) or b"").hex()
+        return self._handle.options(session_id=session).complete_all.remote(requests)
 
     def close(self) -> None:
         """End what it keeps running."""
@@ -143,7 +143,7 @@ def _clients() -> Iterator[dict[str, Policy]]:
             remove(router)
 
 
-class Counted:
+class Counted(Policy):
     """A policy that counts its prompts' tokens, and those of them that came from the prefix cache."""
 
     def __init__(self, policy: Policy) -> None:
@@ -152,10 +152,15 @@ class Counted:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """See `sima_ray.ports.Policy`."""
-        answer = await self._policy.complete(request)
-        self.prompt += answer.get("prompt_tokens", 0)
-        self.cached += answer.get("cached_tokens", 0)
+        (answer,) = await self.complete_all([request])
         return answer
+
+    async def complete_all(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """See `sima_ray.ports.Policy`."""
+        answers = await self._policy.complete_all(requests)
+        self.prompt += sum(answer.get("prompt_tokens", 0) for answer in answers)
+        self.cached += sum(answer.get("cached_tokens", 0) for answer in answers)
+        return answers
 
 
 def _engine(run: RunConfig, replicas: int, rounds: int) -> JsonDict:
@@ -200,7 +205,6 @@ async def _pairs(policy: Policy, run: RunConfig, layout: str, seed: int) -> None
     from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
     from sima_ray.demo.language import QUESTIONS, write_caption
     from sima_ray.demo.scenes import render, scenes
-    from sima_ray.records import ORDERS
 
     assert run.critic.examples is not None
     prompt = CriticPrompt(Layout(layout), load_examples(Path(run.critic.examples)))
@@ -216,13 +220,13 @@ async def _pairs(policy: Policy, run: RunConfig, layout: str, seed: int) -> None
             "temperature": 0.0,
         }
         async with places:
-            greedy = (await policy.complete(request)).get("text", "")
-            sampled = await policy.complete({**request, "temperature": 1.0, "seed": number})
+            drawn: CompletionRequest = {**request, "temperature": 1.0, "seed": number}
+            answers = await policy.complete_all([request, drawn])
+            greedy, sampled = (answer.get("text", "") for answer in answers)
             truth = write_caption(scene.truth)
-            other = text if (text := sampled.get("text", "")) != greedy else truth
+            other = sampled if sampled != greedy else truth
             case = Case(image, question, truth, (greedy, other))
-            for order in ORDERS:
-                await critique(policy, prompt, case, order, run.critic.max_tokens)
+            await critique(policy, prompt, case, run.critic.max_tokens)
 
     drawn = islice(scenes("train", 1_000 + seed), ROWS)
     await asyncio.gather(*(row(number, scene) for number, scene in enumerate(drawn)))

@@ -25,7 +25,7 @@ import psutil
 from PIL import Image
 
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig, PairsConfig
-from sima_ray.ports import Completion, CompletionRequest, JsonDict
+from sima_ray.ports import Completion, CompletionRequest, JsonDict, Policy
 
 IMAGES = 64
 MB = 1 << 20
@@ -33,7 +33,7 @@ KINDS = 5
 """Ways that rows go: three preferences, one inconsistent, one identical."""
 
 
-class InstantPolicy:
+class InstantPolicy(Policy):
     """Not a model: answers at once, by the row's number in its question."""
 
     async def complete(self, request: CompletionRequest) -> Completion:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Any, cast
 
 from PIL import Image
@@ -30,6 +31,10 @@ from sima_ray.policy.sample import compare_sample, sample_cases
 from sima_ray.ports import Completion, JsonDict, Part, image_part, text_part
 
 logger = logging.getLogger("ray.serve")
+
+
+Ready = tuple[JsonDict, SamplingParams]
+"""The engine's prompt and parameters."""
 
 
 class BadRequest(ValueError):
@@ -76,12 +81,30 @@ class PolicyServer(LLMServer):
         await server._warm_up()
         return server
 
-    async def complete(self, request: JsonDict) -> Completion:
-        """Answer one request (see `sima_ray.ports`)."""
+    async def complete_all(self, requests: Sequence[JsonDict]) -> list[Completion]:
+        """Answer requests that share a beginning (see `sima_ray.ports.Policy`)."""
+        prepared = await asyncio.to_thread(self._prepare_all, requests)
+        async with self.weights.answering() as version:
+            try:
+                async with (
+                    asyncio.TaskGroup() as group
+                ):  # where one fails, the engine drops the others
+                    tasks = [
+                        group.create_task(self._answer(ready, request, version))
+                        for ready, request in zip(prepared, requests, strict=True)
+                    ]
+            except ExceptionGroup as failures:
+                raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _answer(
+        self, ready: Ready | BadRequest, request: JsonDict, version: str
+    ) -> Completion:
         try:
-            prompt, params = await asyncio.to_thread(self._prepare, request)
-            async with self.weights.answering() as version:
-                output = await self._generate(prompt, params)
+            if isinstance(ready, BadRequest):
+                raise ready
+            prompt, params = ready
+            output = await self._generate(prompt, params)
         except BadRequest as problem:
             return {"error": str(problem)}
         answer = output.outputs[0]
@@ -138,14 +161,24 @@ class PolicyServer(LLMServer):
             found.append([entry[token].logprob if entry else math.nan for token, entry in last])
         return compare_sample(sample, found)
 
-    def _prepare(self, request: JsonDict) -> tuple[JsonDict, SamplingParams]:
-        """The engine's prompt and parameters; runs in a thread, since it decodes images."""
+    def _prepare_all(self, requests: Sequence[JsonDict]) -> list[Ready | BadRequest]:
+        """Runs in a thread, since it decodes images: each that several requests have, once."""
+        decoded: dict[bytes, Image.Image] = {}
+        ready: list[Ready | BadRequest] = []
+        for request in requests:
+            try:
+                ready.append(self._prepare(request, decoded))
+            except BadRequest as problem:
+                ready.append(problem)
+        return ready
+
+    def _prepare(self, request: JsonDict, decoded: dict[bytes, Image.Image]) -> Ready:
         content = request.get("content")
         if not isinstance(content, list) or not content:
             raise BadRequest("content must be a list of parts")
         if not all(isinstance(part, dict) for part in content):
             raise BadRequest("a part of the content must be a mapping")
-        images = [self._image(part) for part in content if part.get("type") == "image"]
+        images = [self._image(part, decoded) for part in content if part.get("type") == "image"]
         prompt: JsonDict = {"prompt": self._render(content)}
         if images:
             prompt["multi_modal_data"] = {"image": images}
@@ -160,9 +193,12 @@ class PolicyServer(LLMServer):
             case _:
                 raise BadRequest("alternatives must be two texts")
 
-    def _image(self, part: JsonDict) -> Image.Image:
+    def _image(self, part: JsonDict, decoded: dict[bytes, Image.Image]) -> Image.Image:
         try:
-            return decode_image(part["image"], self.config.service.max_image_pixels)
+            data = part["image"]
+            if data not in decoded:
+                decoded[data] = decode_image(data, self.config.service.max_image_pixels)
+            return decoded[data]
         except (ImageProblem, KeyError, TypeError) as problem:
             words = problem if isinstance(problem, ImageProblem) else "must be bytes"
             raise BadRequest(f"image: {words}") from problem
@@ -200,18 +236,9 @@ class PolicyServer(LLMServer):
         """First requests are slow (lazy imports, kernels): make them before anyone waits."""
         image = image_part(_grey_png())
         two = {"alternatives": ["1", "2"]}
+        drawn = {"max_tokens": 2, "temperature": 1.0, "top_p": 0.9, "seed": 1, "logprob": True}
         for content, more in (([image, text_part("?")], {}), ([text_part("?")], two)):
-            await self.complete(
-                {
-                    "content": content,
-                    "max_tokens": 2,
-                    "temperature": 1.0,
-                    "top_p": 0.9,
-                    "seed": 1,
-                    "logprob": True,
-                }
-                | more
-            )
+            await self.complete_all([{"content": content, **drawn, **more}])
         await self.reset_prefix_cache()
 
 

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_apps.weights import Weights
-from sima_ray.ports import Completion, JsonDict
+from sima_ray.ports import Completion, CompletionRequest, JsonDict, Policy
 from sima_ray.runtime.client import DEPLOYMENT
 
 
@@ -35,7 +35,7 @@ class FixedTime(BaseModel, extra="forbid"):
     cpus: float = 0.1
 
 
-class FixedTimePolicy:
+class FixedTimePolicy(Policy):
     """One replica."""
 
     async def __init__(self, settings: JsonDict) -> None:
@@ -46,7 +46,7 @@ class FixedTimePolicy:
         self._weights = Weights("", self._load, self._check)
         await asyncio.sleep(self._settings.start_seconds)
 
-    async def complete(self, request: JsonDict) -> Completion:
+    async def complete(self, request: CompletionRequest) -> Completion:
         """Answer one request (see `sima_ray.ports`), in the settings' time."""
         async with self._weights.answering() as version, self._places:
             held = self._held

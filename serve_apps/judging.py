@@ -33,12 +33,12 @@ from sima_ray.critic.ranking import Comparison, rank, undisputed
 from sima_ray.critic.vote import decide, identical
 from sima_ray.errors import ServiceError
 from sima_ray.ports import Policy
-from sima_ray.records import ORDERS, Critique, Order, Outcome
+from sima_ray.records import Critique, Outcome
 
 logger = logging.getLogger("ray.serve")
 
-AT_ONCE = 32
-"""Critiques of one request, a batch or a case of many responses, that are asked for at the same time."""
+AT_ONCE = 16
+"""Pairs of responses of one request, a batch or a case of many responses, that are judged at the same time."""
 
 
 class Meter(Protocol):
@@ -150,19 +150,18 @@ class Judge:
         start = time.perf_counter()
         tokens = min(max_tokens or self._config.max_tokens, self._config.max_tokens)
 
-        async def ask(pair: tuple[int, int], order: Order) -> Critique:
+        async def ask(pair: tuple[int, int]) -> list[Critique]:
             async with slots:
-                case = contest.case(*pair)
-                return await critique(self._policy, self._prompt, case, order, tokens)
+                return await critique(self._policy, self._prompt, contest.case(*pair), tokens)
 
         pairs = list(combinations(range(len(contest.responses)), 2))
         async with asyncio.TaskGroup() as group:
             tasks = {
-                pair: [group.create_task(ask(pair, order)) for order in ORDERS]
+                pair: group.create_task(ask(pair))
                 for pair in pairs
                 if not identical(*contest.case(*pair).responses)
             }
-        critiques = {pair: [task.result() for task in tasks.get(pair, ())] for pair in pairs}
+        critiques = {pair: tasks[pair].result() if pair in tasks else [] for pair in pairs}
         return self._report(contest, critiques, start)
 
     def _report(

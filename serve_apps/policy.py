@@ -19,6 +19,9 @@ from sima_ray.runtime.deployment import bundles, deployment_options, environment
 MODEL_ID = "policy"
 """The model's name on the OpenAI routes."""
 
+STEP_TOKENS = 4096
+"""That a CPU engine computes in a step, or a longest prompt's."""
+
 
 class Policy:
     """One replica: see `serve_apps.engine.PolicyServer`, to which everything is handed on."""
@@ -29,9 +32,9 @@ class Policy:
         policy = PolicyConfig.model_validate(config)
         self._server = await PolicyServer.create(llm_config(policy), policy)
 
-    async def complete(self, request: JsonDict) -> Completion:
-        """Answer one request (see `sima_ray.ports`)."""
-        return await self._server.complete(request)
+    async def complete_all(self, requests: list[JsonDict]) -> list[Completion]:
+        """Answer requests that share a beginning (see `sima_ray.ports.Policy`)."""
+        return await self._server.complete_all(requests)
 
     async def reconfigure(self, user_config: JsonDict) -> None:
         """Serve's hook: the arguments of `serve_apps.weights.Weights.swap`, in place."""
@@ -80,6 +83,10 @@ def engine_arguments(engine: EngineConfig) -> JsonDict:
         arguments["block_size"] = engine.block_size
     if engine.accelerator == "cpu":
         arguments["enforce_eager"] = True
+        # A prompt is read in one step: vLLM rewinds the generator of a seeded request whose prompt a step cuts,
+        # and one on the CPU cannot be rewound: the engine would die.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(engine.max_model_len, STEP_TOKENS)
     else:
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
         arguments["tensor_parallel_size"] = engine.tensor_parallel_size

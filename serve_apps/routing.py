@@ -82,6 +82,8 @@ def image_key(request: object) -> bytes | None:
 
     The question is no part of it: the image, the longer part of the prefix, is shared by all questions about it.
     """
+    if isinstance(request, list) and request:  # of one call: all about one image
+        request = request[0]
     content = request.get("content") if isinstance(request, dict) else None
     if not isinstance(content, list):
         return None

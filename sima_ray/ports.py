@@ -23,6 +23,8 @@ For a request that can never succeed (too long, undecodable image, …) the answ
 request that may succeed later (overload, a dead replica) raises instead, and the caller retries.
 """
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 
@@ -72,6 +74,17 @@ class Policy(Protocol):
             ServiceError: When the policy could not be reached in spite of retries.
         """
         ...
+
+    async def complete_all(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Answer requests that share a beginning, such as an image: together, by one version of the weights.
+
+        They go to one replica in one call, where the engine computes what they share once. Where one of them
+        fails in a way that may pass, all do.
+
+        Raises:
+            ServiceError: When the policy could not be reached in spite of retries.
+        """
+        return list(await asyncio.gather(*map(self.complete, requests)))
 
 
 def text_part(text: str) -> TextPart:

@@ -15,11 +15,12 @@ from serve_apps.critic import CriticApp, make_app
 from serve_apps.critic_models import CritiqueReport
 from sima_ray.config import ServiceConfig
 from sima_ray.errors import ServiceError
+from sima_ray.ports import Policy
 
 SERVICE = ServiceConfig(max_text_chars=2_000, max_image_pixels=1_000_000, request_timeout_s=5)
 
 
-class ScoringPolicy:
+class ScoringPolicy(Policy):
     """Prefers the response with the higher `score=N`, by the more probability the further they are apart.
 
     Words in the question make it do other things; what it answers to any other request is an echo.
@@ -58,7 +59,7 @@ class ScoringPolicy:
         return answer | told
 
 
-class Noisy:
+class Noisy(Policy):
     """As sure of anything as its prompt's hash says: no order, no symmetry of its own."""
 
     async def complete(self, request: Any) -> Any:

@@ -55,7 +55,7 @@ class SharedBook:
         return ray.get(self.actor.read.remote())
 
 
-class FakePolicy:
+class FakePolicy(Policy):
     """Not a model: answers by the words of the question, and writes down what it was asked.
 
     The question (see `ask`) says how a row goes: "same" has identical candidates, "tie" a critic

@@ -13,7 +13,7 @@ from benchmarks.hostile.attacks import ALLOWED, TOKEN
 from serve_apps.critic import CriticApp, make_app
 from sima_ray.config import ServiceConfig
 from sima_ray.images import ImageProblem, decode_image
-from sima_ray.ports import Completion, CompletionRequest
+from sima_ray.ports import Completion, CompletionRequest, Policy
 from sima_ray.runtime.critic_token import token_hash
 
 SERVICE = ServiceConfig(
@@ -26,7 +26,7 @@ SERVICE = ServiceConfig(
 )
 
 
-class AnsweringPolicy:
+class AnsweringPolicy(Policy):
     """Prefers the first response shown; refuses what the engine would refuse."""
 
     async def complete(self, request: CompletionRequest) -> Completion:

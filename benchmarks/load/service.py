@@ -1,6 +1,5 @@
 """The service that is measured: an engine's application and the critic's, deployed for one measurement."""
 
-import asyncio
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from sima_ray.config import CriticConfig, RunConfig, ServiceConfig
 from sima_ray.critic.judge import Case, critique
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
 from sima_ray.ports import Policy
-from sima_ray.records import ORDERS
 from sima_ray.runtime.critic_token import token_hash
 
 ENGINES = ("fixed", "policy")
@@ -110,8 +108,5 @@ class InCluster:
         self._policy, self._max_tokens = service.connect(), critic.max_tokens
 
     async def judge(self, case: Case) -> None:
-        """Ask for both orders at once."""
-        asked = (
-            critique(self._policy, self._prompt, case, order, self._max_tokens) for order in ORDERS
-        )
-        await asyncio.gather(*asked)
+        """Ask for both orders."""
+        await critique(self._policy, self._prompt, case, self._max_tokens)

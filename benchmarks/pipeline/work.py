@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sima_ray.config import DataConfig, RunConfig
-from sima_ray.ports import Completion, CompletionRequest, JsonDict
+from sima_ray.ports import Completion, CompletionRequest, JsonDict, Policy
 
 SEED = 21
 """Of the scenes: those that the demo draws, which the policy was not made from."""
@@ -88,7 +88,7 @@ def requests_of(work: Work, rows: list[JsonDict]) -> list[Requests]:
     return asyncio.run(_requests(work, rows))
 
 
-class _Recorder:
+class _Recorder(Policy):
     """A policy that keeps what it is asked."""
 
     def __init__(self) -> None:

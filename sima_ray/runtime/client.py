@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ MAY_PASS = (RayError, RayServeException, TimeoutError)
 """A replica that died, an overloaded queue, an engine that failed once, a deadline."""
 
 
-class HandlePolicy:
+class HandlePolicy(Policy):
     """`sima_ray.ports.Policy` over Serve. Made where it is used: it does not travel between processes.
 
     Args:
@@ -49,9 +49,14 @@ class HandlePolicy:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answer one request (see `sima_ray.ports.Policy`)."""
+        (answer,) = await self.complete_all([request])
+        return answer
+
+    async def complete_all(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Answer requests about one image in one call (see `sima_ray.ports.Policy`)."""
         for attempt in range(self._retries + 1):
             try:
-                return await self._once(request)
+                return await self._once(list(requests))
             except MAY_PASS as error:
                 if attempt == self._retries:
                     raise ServiceError(
@@ -61,13 +66,13 @@ class HandlePolicy:
                 await asyncio.sleep(pause_s(attempt))
         raise AssertionError("unreachable")
 
-    async def _once(self, request: CompletionRequest) -> Completion:
+    async def _once(self, requests: list[CompletionRequest]) -> list[Completion]:
         if self._handle is None:
             self._handle = serve.get_deployment_handle(DEPLOYMENT, self._app)
-        response = self._handle.complete.remote(request)
+        response = self._handle.complete_all.remote(requests)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return cast(Completion, await response)
+                return cast(list[Completion], await response)
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()  # so that the engine stops working on it
             raise

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,7 +49,7 @@ class _Total:
         return asdict(self.usage)
 
 
-class MeteredPolicy:
+class MeteredPolicy(Policy):
     """A policy that reports its use to a `Meter`; answers are passed on as they are."""
 
     def __init__(self, policy: Policy, total: Any) -> None:
@@ -60,10 +60,16 @@ class MeteredPolicy:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """As the policy's own; see `Policy`."""
+        (completion,) = await self.complete_all([request])
+        return completion
+
+    async def complete_all(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """As the policy's own; see `Policy`."""
         self._open += 1
         try:
-            completion = await self._policy.complete(request)
-            self._usage.count(completion)
+            completions = await self._policy.complete_all(requests)
+            for completion in completions:
+                self._usage.count(completion)
         finally:
             self._open -= 1
         # The last answer of a burst is always reported, so that no count is left behind.
@@ -71,7 +77,7 @@ class MeteredPolicy:
             part, self._usage = self._usage, Usage()
             with contextlib.suppress(RayError):  # a lost count must never cost a row
                 await asyncio.wrap_future(self._total.add.remote(asdict(part)).future())
-        return completion
+        return completions
 
 
 class Meter:

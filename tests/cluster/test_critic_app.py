@@ -16,6 +16,7 @@ from PIL import Image
 
 from sima_ray.config import CriticConfig, ServiceConfig
 from sima_ray.errors import ServiceError
+from sima_ray.ports import Policy
 
 TOKEN = "a-token-of-the-tests"
 SERVICE = ServiceConfig(
@@ -23,10 +24,10 @@ SERVICE = ServiceConfig(
 )
 
 
-class FakePolicy:
+class FakePolicy(Policy):
     """Prefers the response with the higher `score=N`; words in the question make it do other things."""
 
-    async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def complete(self, request: Any) -> Any:
         text = "".join(part.get("text", "") for part in request["content"])
         images = [part for part in request["content"] if part["type"] == "image"]
         if "please refuse" in text:

@@ -14,18 +14,19 @@ import httpx
 import pytest
 
 from sima_ray.config import CriticConfig, ServiceConfig
+from sima_ray.ports import Policy
 
 PER_MINUTE, AT_ONCE, DEADLINE_S = 30, 3, 6.0
 NAMES = ("rate", "places", "other", "keeper", "replica", "gone", "late", "every", "batch")
 
 
-class SlowPolicy:
+class SlowPolicy(Policy):
     """Waits as long as the question says, and counts the requests that were cancelled meanwhile."""
 
     def __init__(self) -> None:
         self.begun = self.cancelled = 0
 
-    async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def complete(self, request: Any) -> Any:
         text = "".join(part.get("text", "") for part in request["content"])
         wait = re.search(r"please wait (\d+)", text)
         self.begun += 1

@@ -41,16 +41,17 @@ def app(serve_running: None) -> str:
 
     # Nested, so that they travel by value: Serve's workers do not know where tests live.
     class Who:
-        async def complete(self, request: Any) -> Any:
-            await asyncio.sleep(0.1 * request["max_tokens"])
-            return {"text": str(os.getpid())}
+        async def complete_all(self, requests: Any) -> Any:
+            await asyncio.sleep(0.1 * max(request["max_tokens"] for request in requests))
+            return [{"text": str(os.getpid())}] * len(requests)
 
     class Asker:
         def __init__(self, who: Any) -> None:
             self._who = who
 
         async def __call__(self, requests: Any) -> Any:
-            return await asyncio.gather(*(self._who.complete.remote(r) for r in requests))
+            calls = (self._who.complete_all.remote([request]) for request in requests)
+            return [answer for (answer,) in await asyncio.gather(*calls)]
 
     options: Any = {"ray_actor_options": {"num_cpus": 0}, "health_check_period_s": 1}
     who: Any = serve.deployment(Who, name=DEPLOYMENT, **options, **scaling_options(SERVICE))
@@ -140,7 +141,7 @@ def test_a_killed_replicas_images_move_and_nothing_fails(app: str) -> None:
     before = homes(policy)
     victim = before[0]
 
-    class Images:
+    class Images(Policy):
         """A policy that asks about one image after the other, whatever it is asked."""
 
         def __init__(self) -> None:
@@ -178,7 +179,7 @@ def test_a_declared_service_routes_by_image_through_its_changes() -> None:
     def with_image() -> Policy:
         policy = client("declared")
 
-        class One:
+        class One(Policy):
             async def complete(self, request: CompletionRequest) -> Any:
                 return await policy.complete(about(IMAGES[0]))
 

@@ -1,12 +1,16 @@
 """In bfloat16, rows that share their prompt learn as plain rows do: the curves differ by rounding alone.
 
-What rounding makes of a run is measured: plain runs whose batches are cut into other micro batches add the same
-numbers in another order, and their losses drift apart over the steps. Shared rows may be no further from
-the plain runs than half as much again as these are from each other. That this can fail is shown by shared rows
-whose second response also sees the first.
+What rounding makes of a run is measured: runs whose batches are cut into other micro batches add the same numbers
+in another order, and their losses drift apart over the steps. Runs with shared rows may on average be no further
+from the plain runs than half as much again as these are from each other; a single run may stray, of either kind,
+which is why there are several of both. That this can fail is shown by shared rows whose second response also sees
+the first.
 """
 
+from collections.abc import Iterable
+from itertools import combinations, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -60,10 +64,10 @@ def distance(one: Tensor, other: Tensor) -> tuple[float, float]:
     return float(apart.mean()), float(apart.max())
 
 
-def furthest(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The largest mean and the largest largest distance of some pairs of curves."""
+def typical(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The averages of both distances over some pairs of curves."""
     means, largest = zip(*(distance(*pair) for pair in pairs), strict=True)
-    return max(means), max(largest)
+    return fmean(means), fmean(largest)
 
 
 def test_shared_rows_learn_within_the_spread_of_plain_runs(
@@ -71,13 +75,13 @@ def test_shared_rows_learn_within_the_spread_of_plain_runs(
 ):
     with one_worker(tmp_path):
         curves = Curves(tiny_llava, tmp_path)
-        plain = [curves.run(f"plain-{size}", concatenated, size) for size in (8, 4, 2)]
-        ours = curves.run("shared", shared, 8)
+        plain = [curves.run(f"plain-{size}", concatenated, size) for size in (8, 4, 2, 1)]
+        ours = [curves.run(f"shared-{size}", shared, size) for size in (8, 4)]
         monkeypatch.setattr(attention, "visible", whatever_stands_before)
         wrong = curves.run("wrong", shared, 8)
-    spread = furthest([(plain[0], plain[1]), (plain[0], plain[2]), (plain[1], plain[2])])
-    found = furthest([(ours, curve) for curve in plain])
-    leaking = furthest([(wrong, curve) for curve in plain])
+    spread = typical(combinations(plain, 2))
+    found = typical(product(ours, plain))
+    leaking = typical(product([wrong], plain))
     for name, (mean, largest) in (("plain", spread), ("shared", found), ("leaking", leaking)):
         print(f"{name:<8} from plain runs: mean {mean:.1e}, at most {largest:.1e}")
     assert plain[0][-5:].mean() < plain[0][0] - 0.4  # they learn

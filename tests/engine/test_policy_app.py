@@ -20,7 +20,7 @@ from sima_ray.images import decode_image
 from sima_ray.policy.chat import render_prompt
 from sima_ray.policy.checkpoint import fingerprint
 from sima_ray.policy.sample import VERSION_FILE, sample_of
-from sima_ray.ports import Completion, Part, Policy, image_part, text_part
+from sima_ray.ports import Part, Policy, image_part, text_part
 
 MAX_MODEL_LEN = 512
 PIXELS = 1_000_000
@@ -91,7 +91,7 @@ def ask(policy: Policy, content: list[Part], **changes: Any) -> Any:
     return asyncio.run(_awaited(policy.complete(request)))
 
 
-async def _awaited(answer: Awaitable[Completion]) -> Completion:
+async def _awaited(answer: Awaitable[Any]) -> Any:
     return await answer
 
 
@@ -206,6 +206,40 @@ def test_the_likelier_alternative_is_the_one_that_was_written(
         assert likelier >= other and math.exp(likelier) + math.exp(other) <= 1
     refused = ask(policy, content, alternatives=["only one"])
     assert refused == {"error": "alternatives must be two texts"}
+
+
+def test_requests_of_one_call_share_what_they_begin_with(policy: Policy) -> None:
+    """Asked together, and still computed once; each is answered as if alone, and fails alone."""
+    image, text = image_part(png(11)), "A question of some length. " * 4
+    contents = [[image, text_part(text + end)] for end in ("one?", "two?")]
+    requests: list[Any] = [
+        {"content": content, "max_tokens": 8, "temperature": 0.0}
+        for content in (*contents, [text_part("x")])
+    ]
+    requests[2]["seed"] = -1
+    first, second, refused = asyncio.run(_awaited(policy.complete_all(requests)))
+    assert first["cached_tokens"] == 0
+    assert second["prompt_tokens"] > second["cached_tokens"] >= 32
+    assert "seed" in refused["error"]
+    alone = [ask(policy, content, max_tokens=8)["text"] for content in contents]
+    assert [first["text"], second["text"]] == alone
+
+
+def test_seeded_prompts_that_no_step_holds_together(policy: Policy) -> None:
+    """vLLM dies on the CPU where a step cuts the prompt of a seeded request."""
+    texts = [f"{number}: " + "many words of a long question " * 10 for number in range(24)]
+    requests: list[Any] = [
+        {"content": [text_part(text)], "max_tokens": 4, "temperature": 1.0, "seed": 1}
+        for text in texts
+    ]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(policy.complete(request) for request in requests))
+
+    answers = asyncio.run(together())
+    assert sum(answer["prompt_tokens"] for answer in answers) > 4096
+    alone = ask(policy, requests[0]["content"], max_tokens=4, temperature=1.0, seed=1)
+    assert answers[0]["text"] == alone["text"]
 
 
 def test_a_repeated_prompt_is_read_from_the_cache(policy: Policy) -> None:

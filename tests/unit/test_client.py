@@ -20,10 +20,10 @@ class FakeHandle:
     """A handle whose calls end as scripted: an answer, an error, or never (None)."""
 
     def __init__(self, *script: Any) -> None:
-        self.script, self.cancelled, self.complete = list(script), 0, self
+        self.script, self.cancelled, self.complete_all = list(script), 0, self
 
-    def remote(self, request: CompletionRequest) -> "FakeHandle":
-        assert request == REQUEST
+    def remote(self, requests: list[CompletionRequest]) -> "FakeHandle":
+        assert requests == [REQUEST]
         self.next = self.script.pop(0)
         return self
 
@@ -35,7 +35,7 @@ class FakeHandle:
             await asyncio.Event().wait()
         if isinstance(self.next, Exception):
             raise self.next
-        return self.next
+        return [self.next]
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -57,6 +57,23 @@ async def test_dead_replicas_and_full_queues_are_tried_again() -> None:
         {"text": "at last"},
     )
     assert await policy(handle).complete(REQUEST) == {"text": "at last"}
+
+
+async def test_requests_that_belong_together_are_one_call() -> None:
+    class Together(FakeHandle):
+        def remote(self, requests: list[CompletionRequest]) -> FakeHandle:
+            assert requests == [REQUEST, REQUEST]
+            return super().remote(requests[:1])
+
+        async def _answer(self) -> Any:
+            return [*await super()._answer(), {"error": "too long"}]
+
+    handle = Together(ActorDiedError(), {"text": "first"})
+    assert await policy(handle).complete_all([REQUEST, REQUEST]) == [
+        {"text": "first"},
+        {"error": "too long"},
+    ]
+    assert not handle.script
 
 
 async def test_no_answer_in_time_cancels_and_tries_again() -> None:

@@ -23,7 +23,7 @@ from sima_ray.runtime.progress import Stage
 SCENES = 12
 
 
-class FakePolicy:
+class FakePolicy(Policy):
     """Answers from a table of questions' images; no model."""
 
     def __init__(self, answer: Callable[[CompletionRequest], Completion]) -> None:

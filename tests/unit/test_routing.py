@@ -27,6 +27,7 @@ def test_the_key_is_the_images() -> None:
     assert key == image_key(request(image_part(one), text_part("What else?"), temperature=1.0))
     assert key == image_key(request(text_part("Criteria"), image_part(one), text_part("Answers")))
     assert key != image_key(request(image_part(other), text_part("What is it?")))
+    assert key == image_key([request(image_part(one)), request(image_part(one))])  # a call's
 
 
 @pytest.mark.parametrize("at", [0, 100, 2 * WINDOW, 4 * WINDOW - 1])
@@ -44,6 +45,8 @@ def test_large_images_differ_by_their_head_middle_and_tail(at: int) -> None:
         None,
         "text",
         {},
+        [],
+        [request(text_part("no image"))],
         {"content": "text"},
         {"content": [None, 3, "image"]},
         {"content": [{"type": "image"}, {"type": "image", "image": "text"}]},

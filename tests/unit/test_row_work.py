@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from fake_policy import Book, ask, fake
+from fake_policy import Book, FakePolicy, ask, fake
 from PIL import Image
 
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
@@ -15,6 +16,7 @@ from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
 from sima_ray.data.stages import RowWorker
 from sima_ray.data.work import Critic, Generate, Health, candidate_seed, decide_row
 from sima_ray.errors import DataError, ServiceError
+from sima_ray.ports import Completion, CompletionRequest
 from sima_ray.records import ROW_SCHEMA
 
 
@@ -43,47 +45,59 @@ def generator(data: DataConfig, book: Book, concurrency: int = 4, **how: int) ->
     return RowWorker(work, fake(book, **how), concurrency)
 
 
-def judge(data: DataConfig, book: Book, concurrency: int = 4) -> RowWorker:
-    prompt = CriticPrompt(Layout.IMAGE_FIRST, load_examples())
-    return RowWorker(Critic(data, CriticConfig(), prompt), fake(book), concurrency)
+def critic(data: DataConfig) -> Critic:
+    return Critic(data, CriticConfig(), CriticPrompt(Layout.IMAGE_FIRST, load_examples()))
 
 
-async def test_a_rows_requests_follow_one_another_and_many_rows_are_in_flight(
-    data: DataConfig,
-) -> None:
-    """So the second request of a row finds the prefill of the first one in the cache."""
-    for stage in (generator, judge):
+def judge(data: DataConfig, book: Book) -> RowWorker:
+    return RowWorker(critic(data), fake(book), 4)
+
+
+class Calls(FakePolicy):
+    """Keeps how many requests each call had, and different texts in them; and how many calls were open at once."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__(book)
+        self.calls: list[tuple[int, int]] = []
+        self.open: list[int] = []
+        self._inside = 0
+
+    async def complete_all(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        self._inside += 1
+        self.open.append(self._inside)
+        answers = await super().complete_all(requests)
+        self._inside -= 1
+        texts = {part["text"] for r in requests for part in r["content"] if part["type"] == "text"}
+        self.calls.append((len(requests), len(texts)))
+        return answers
+
+
+async def test_a_rows_requests_are_one_call_and_many_rows_are_in_flight(data: DataConfig) -> None:
+    """So the engine computes what they share once, however many rows it works on."""
+    for stage, texts in ((Generate(data, GenerationConfig(), 7), 1), (critic(data), 2)):
         book = Book()
+        policy = Calls(book)
         rows = await generator(data, Book())(batch(["plain"] * 24))
-        done = await stage(data, book, concurrency=6)(rows)
+        done = await RowWorker(stage, lambda: policy, 6)(rows)  # noqa: B023
         assert done.schema.equals(ROW_SCHEMA)
         assert done.column("row_id").to_pylist() == [f"r{n}" for n in range(24)]
-        asked: Counter[int] = Counter()
-        open_rows: list[int] = []
-        for entry in book.entries:
-            asked[entry["row"]] += 1
-            open_rows.append(sum(n == 1 for n in asked.values()))
-        assert 4 <= max(open_rows) <= 6
-        assert set(asked.values()) == {2}
+        assert policy.calls == [(2, texts)] * 24
+        assert 4 <= max(policy.open) <= 6
+        assert Counter(entry["row"] for entry in book.entries) == dict.fromkeys(range(24), 2)
         assert all(entry["images"] == 1 for entry in book.entries)
-        assert all(entry["logprob"] is (stage is generator) for entry in book.entries)
-        if stage is generator:
-            for n in range(24):
-                kinds = [entry["kind"] for entry in book.entries if entry["row"] == n]
-                assert kinds == ["greedy", "sampled"]
+        kinds = Counter(entry["kind"] for entry in book.entries)
+        assert kinds == ({"greedy": 24, "sampled": 24} if texts == 1 else {"critic": 48})
+        assert all(entry["logprob"] is (texts == 1) for entry in book.entries)
         starts = list(dict.fromkeys(entry["row"] for entry in book.entries))
         assert all(abs(row - place) < 6 for place, row in enumerate(starts))
 
 
 async def test_batches_share_the_worker_s_slots(data: DataConfig) -> None:
-    book = Book()
-    worker = generator(data, book, concurrency=3)
+    policy = Calls(Book())
+    worker = RowWorker(Generate(data, GenerationConfig(), 7), lambda: policy, 3)
     await asyncio.gather(worker(batch(["plain"] * 6)), worker(batch(["plain"] * 6, first=6)))
-    asked: Counter[int] = Counter()
-    for entry in book.entries:
-        asked[entry["row"]] += 1
-        assert sum(n == 1 for n in asked.values()) <= 3
-    assert len(asked) == 12
+    assert max(policy.open) == 3
+    assert len(policy.calls) == 12
 
 
 async def test_sampled_seeds_depend_on_run_and_row_alone(data: DataConfig) -> None:
