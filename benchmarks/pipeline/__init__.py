@@ -16,8 +16,8 @@ the requests are in memory when the clock starts, candidates for the critiques t
     vs_one_at_a_time    rows a second of ours ÷ of single
     cache_share         prompt tokens of critiques that the engine had cached ÷ the most that it could have had:
                         whole blocks that an earlier critique began with too (`benchmarks.pipeline.layout`)
-    orders_ratio        seconds of a case's two orders one after the other, nothing cached before ÷ with nothing
-                        cached before either; whole answers. Beside it `orders_ratio_prefill`, of the first token
-                        alone, and `orders_ratio_tokens`, of prompt tokens that the engine computes: where a model
-                        is so large that an engine's fixed cost a step does not count, time goes by them
+    orders_ratio        seconds of a case's two orders in one call ÷ of each from nothing cached; whole answers.
+                        Beside it `orders_ratio_prefill`, of the first token alone, and `orders_ratio_tokens`, of
+                        prompt tokens that the engine computes: where a model is so large that an engine's fixed
+                        cost a step does not count, time goes by them
 """

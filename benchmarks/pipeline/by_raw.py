@@ -97,12 +97,11 @@ class Engine:
         """Both in one."""
         return self.generate(*self.prepare(requests))
 
-    def prompt_tokens(self, request: CompletionRequest) -> tuple[int, int]:
-        """Of a request that is answered for its first token: all, and those that were cached."""
-        output = self._llm.generate(*self.prepare([{**request, "max_tokens": 1}]), use_tqdm=False)[
-            0
-        ]
-        return len(output.prompt_token_ids or ()), output.num_cached_tokens or 0
+    def prompt_tokens(self, requests: list[CompletionRequest]) -> list[tuple[int, int]]:
+        """Of requests that are answered together for their first token: all, and those that were cached."""
+        first: list[CompletionRequest] = [{**request, "max_tokens": 1} for request in requests]
+        outputs = self._llm.generate(*self.prepare(first), use_tqdm=False)
+        return [(len(o.prompt_token_ids or ()), o.num_cached_tokens or 0) for o in outputs]
 
     def empty(self) -> None:
         """Forget all prefixes."""
@@ -110,20 +109,20 @@ class Engine:
 
 
 def orders(engine: Engine, rows: list[Requests]) -> JsonDict:
-    """A case at a time: its orders one after the other, against both from nothing."""
+    """A case at a time: both orders together, as the stages ask, against each from nothing."""
     cases = [row.critiques for row in rows if row.critiques][:CASES]
     found: JsonDict = {"orders_ratio_tokens": _computed(engine, cases)}
     for name, limit in (("orders_ratio", None), ("orders_ratio_prefill", 1)):
         warm, cold = 0.0, 0.0
         ratios: list[float] = []
         for critiques in cases:
-            asked = [
-                engine.prepare([{**c, "max_tokens": limit or c["max_tokens"]}]) for c in critiques
+            asked: list[CompletionRequest] = [
+                {**c, "max_tokens": limit or c["max_tokens"]} for c in critiques
             ]
-            both = sum(_seconds(engine, one, empty=number == 0) for number, one in enumerate(asked))
-            apart = sum(_seconds(engine, one, empty=True) for one in asked)
-            warm, cold = warm + both, cold + apart
-            ratios.append(both / apart)
+            together = _seconds(engine, asked)
+            apart = sum(_seconds(engine, [one]) for one in asked)
+            warm, cold = warm + together, cold + apart
+            ratios.append(together / apart)
         found[name] = warm / cold
         found[f"{name}_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
         found[f"{name}_cold_ms"] = 1000 * cold / len(cases) / 2
@@ -135,15 +134,15 @@ def _computed(engine: Engine, cases: list[list[CompletionRequest]]) -> float:
     warm = cold = 0
     for case in cases:
         engine.empty()
-        for request in case:
-            whole, cached = engine.prompt_tokens(request)
+        for whole, cached in engine.prompt_tokens(case):
             warm, cold = warm + whole - cached, cold + whole
     return warm / cold
 
 
-def _seconds(engine: Engine, one: tuple[list[Any], list[Any]], *, empty: bool) -> float:
-    if empty:
-        engine.empty()
+def _seconds(engine: Engine, requests: list[CompletionRequest]) -> float:
+    """Of answering them together, nothing cached before; prepared before the clock starts."""
+    prepared = engine.prepare(requests)
+    engine.empty()
     begun = time.perf_counter()
-    engine.generate(*one)
+    engine.generate(*prepared)
     return time.perf_counter() - begun
