@@ -199,12 +199,12 @@ class _Copier:
             weight = with_rows(weight, self._rows)
         fitting = weight.to(self._dtype)
         if fitting.dtype != weight.dtype and not torch.isfinite(fitting).all():
-            why = (
-                f"does not fit {_name(self._dtype)}"
-                if torch.isfinite(weight).all()
-                else "is broken"
-            )
-            raise ModelError(f"{file}: {name} {why}: values that are not finite; see --dtype")
+            where = f"{file}: {name}"
+            if torch.isfinite(weight).all():
+                raise ModelError(
+                    f"{where} does not fit {_name(self._dtype)}; choose another --dtype"
+                )
+            raise ModelError(f"{where} holds values that are not finite")
         name = name if self._to is Layout.HF else original_name(name)
         self.names.add(name)
         self._writer.add(name, fitting)
@@ -258,6 +258,11 @@ def _hf_companions(folder: Path, model: Source, dtype: torch.dtype, pad_images: 
 def _original_companions(folder: Path, model: Source, dtype: torch.dtype) -> int:
     text: Any = model.config.text_config
     tokenizer: Any = load_processor(model.folder).tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    if (image := tokenizer.get_vocab().get(companions.IMAGE)) != model.config.image_token_index:
+        raise ModelError(
+            f"{model.folder}: {companions.IMAGE} is token {image}, by the config "
+            f"{model.config.image_token_index}"
+        )
     vocabulary = companions.vocabulary_of(tokenizer)
     if vocabulary.tokens > model.rows:
         raise ModelError(

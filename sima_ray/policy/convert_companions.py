@@ -2,6 +2,8 @@
 
 Hugging Face folders have two tokens that original ones lack: `<image>`, which stands for one image feature, and
 `<pad>`. They are added behind the vocabulary (32000 and 32001 for Vicuna's), and taken off again on the way back.
+Prompts are those of published Hugging Face folders. LLaVA's own code puts a system prompt in front of them, and a
+token more, a lone space, behind an image, since it tokenizes what follows as a text of its own.
 """
 
 import json

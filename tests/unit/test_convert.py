@@ -217,6 +217,10 @@ def test_a_converted_folder_has_the_golden_weights_and_all_files(converted: Path
         [message], add_generation_prompt=True, tokenize=False
     )
     assert prompt == "USER: <image>\nWhat is it? ASSISTANT:"
+    turns: Any = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello.")]
+    messages: Any = [{"role": role, "content": text} for role, text in turns]
+    text = processor.apply_chat_template(messages, tokenize=False)
+    assert text == "Be brief. USER: Hi. ASSISTANT: Hello.</s>"
     image = Image.new("RGB", (80, 40), (250, 10, 10))
     inputs: Any = processor(text=prompt, images=[image], return_tensors="pt")  # pyright: ignore[reportCallIssue]
     assert (inputs["input_ids"] == VOCABULARY).sum() == 16
