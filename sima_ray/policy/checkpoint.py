@@ -24,11 +24,11 @@ def check_policy(folder: str | Path) -> Path:
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{folder}: no such model folder; give a local Hugging Face folder")
-    model_type = _read_config(path).get("model_type")
+    model_type = read_config(path).get("model_type")
     if model_type == "llava_llama":
         raise ModelError(
             f"{folder}: LLaVA's original layout (model_type llava_llama); convert it to the "
-            "Hugging Face layout first"
+            "Hugging Face layout first: sima convert"
         )
     if not weight_files(path):
         raise ModelError(f"{folder}: holds no weights (*.safetensors)")
@@ -156,7 +156,12 @@ def _header(file: Path) -> dict[str, Any]:
             raise ModelError(f"{file}: not a safetensors file") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A model folder's config.json.
+
+    Raises:
+        ModelError: It is missing or no JSON.
+    """
     try:
         return json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

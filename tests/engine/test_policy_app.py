@@ -27,8 +27,20 @@ PIXELS = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def config(tiny_llava: Path) -> PolicyConfig:
-    """The tiny LLaVA in fp32, so that its numbers can be compared with transformers'."""
+def converted(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny LLaVA into LLaVA's own layout and back: what the engine starts from must compute the same."""
+    from sima_ray.policy.convert import convert
+    from sima_ray.policy.convert_config import Layout
+
+    folder = tmp_path_factory.mktemp("converted")
+    convert(tiny_llava, folder / "original", to=Layout.ORIGINAL)
+    convert(folder / "original", folder / "hf")
+    return folder / "hf"
+
+
+@pytest.fixture(scope="module")
+def config(converted: Path) -> PolicyConfig:
+    """The model in fp32, so that its numbers can be compared with transformers'."""
     engine = EngineConfig(
         accelerator="cpu",
         dtype="float32",
@@ -39,7 +51,7 @@ def config(tiny_llava: Path) -> PolicyConfig:
     service = ServiceConfig(
         max_ongoing_requests=64, target_ongoing_requests=32, max_image_pixels=PIXELS
     )
-    return PolicyConfig(model=str(tiny_llava), engine=engine, service=service)
+    return PolicyConfig(model=str(converted), engine=engine, service=service)
 
 
 @pytest.fixture(scope="module")
