@@ -18,6 +18,10 @@ LISTS = ("reference_objects", "reference_behaviours", "response_objects", "respo
 """What the judge answers with: a JSON object of these lists."""
 
 
+_LONGEST = 20_000
+"""Characters that are looked through, from the end: far more than a judge's lists have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keywords:
     """What a judge found in a person's description and in a model's."""
@@ -38,7 +42,7 @@ def read_keywords(text: str) -> Keywords | None:
 
     Text around the JSON object does no harm; of several objects the last one counts.
     """
-    decoder, found = json.JSONDecoder(), None
+    decoder, found, text = json.JSONDecoder(), None, text[-_LONGEST:]
     start = text.find("{")
     while start >= 0:
         try:

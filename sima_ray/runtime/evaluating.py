@@ -14,7 +14,7 @@ from sima_ray.metrics.summary import compare
 from sima_ray.ports import JsonDict, Policy
 from sima_ray.runtime import evaluation
 from sima_ray.runtime.asking import ask
-from sima_ray.runtime.judge import Failure, Judge, Judged, Spent, tolerate
+from sima_ray.runtime.judge import Failure, Judge, Judged, Spent
 from sima_ray.runtime.progress import Stage
 from sima_ray.runtime.run import Run, RunFolder
 from sima_ray.runtime.suites import Suite, columns, labels, open_suite
@@ -48,11 +48,19 @@ def evaluate(
     Raises:
         ConfigError: No `evaluation` section, or a suite that it has not.
     """
+    wanted, settings = chosen(run, names), _settings(run)
+    # Read before the first is asked: a file that cannot be used must not cost what others take.
+    suites = {
+        name: open_suite(name, settings, run.config)
+        for name in wanted
+        if name != "chair" and run.done_of(marker(name, number), _digest(name, settings)) is None
+    }
+    judges = {name: _judge(run, settings) for name, suite in suites.items() if suite.judging}
     return {
         name: _chair(run, number, service)
         if name == "chair"
-        else _suite(run, number, service, name)
-        for name in chosen(run, names)
+        else _suite(run, number, service, name, suites.get(name), judges.get(name))
+        for name in wanted
     }
 
 
@@ -131,25 +139,31 @@ def _chair(run: Run, number: int, service: Service) -> JsonDict:
     return run.once(marker("chair", number), "evaluate", work)
 
 
-def _suite(run: Run, number: int, service: Service, name: SuiteName) -> JsonDict:
-    settings = _settings(run)
+def _suite(
+    run: Run,
+    number: int,
+    service: Service,
+    name: SuiteName,
+    suite: Suite | None,
+    judge: Judge | None,
+) -> JsonDict:
+    """One suite, read and with its judge; None for one that is done."""
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
-        suite = open_suite(name, settings, run.config)
-        judge = _judge(run, settings) if suite.judging else None  # a missing key costs no answers
+        assert suite is not None, "a suite that is not done was read"
         answers = _answers(run, number, service, name, suite, stage)
         verdicts = _verdicts(suite, judge, answers, stage)
         rows = _rows(suite, answers, verdicts)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         run.folder.write_text(text, f"round-{number}", "evaluation", f"{name}.jsonl")
-        if judge is not None and settings.judge is not None:
-            tolerate(list(verdicts.values()), settings.judge)
+        if judge is not None:
+            judge.tolerate(list(verdicts.values()))
         result = _figures(run, name, rows)
-        if judge is not None and settings.judge is not None:
-            result["judge"] = judge.spent.to_json(settings.judge)
+        if judge is not None:
+            result["judge"] = judge.to_json()
         return result, headline(name, result)
 
-    return run.once(marker(name, number), name, work, of=_digest(name, settings))
+    return run.once(marker(name, number), name, work, of=_digest(name, _settings(run)))
 
 
 def headline(name: SuiteName, result: JsonDict) -> str:

@@ -124,20 +124,6 @@ class Spent:
     tokens_before: Tokens = Tokens()
     failures: Counter[Failure] = field(default_factory=Counter[Failure])
 
-    def to_json(self, settings: JudgeConfig) -> JsonDict:
-        """As plain values."""
-        return {
-            "model": settings.model,
-            "asked": self.asked,
-            "cached": self.cached,
-            "tries": self.tries,
-            "prompt_tokens": self.tokens.prompt,
-            "answer_tokens": self.tokens.answer,
-            "cost": self.tokens.cost(settings),
-            "cost_before": self.tokens_before.cost(settings),
-            "failures": {kind.value: count for kind, count in sorted(self.failures.items())},
-        }
-
 
 class Judge:
     """Asks one endpoint.
@@ -179,6 +165,35 @@ class Judge:
             ServiceError: The endpoint refuses the key or knows no such model.
         """
         return asyncio.run(self._all(prompts, read, show))
+
+    def tolerate(self, judged: Sequence[Judged[Any]]) -> None:
+        """Raise `ServiceError` where so many have no verdict that the others' mean says little."""
+        settings = self._settings
+        failed = [one for one in judged if one.failure is not None]
+        if len(failed) <= settings.max_failed_share * len(judged):
+            return
+        kinds = Counter(one.failure for one in failed)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        raise ServiceError(
+            f"the judge {settings.model} gave no verdict on {len(failed)} of {len(judged)} questions "
+            f"({counts}), over the {settings.max_failed_share:.1%} of evaluation.judge.max_failed_share; "
+            f"the first: {failed[0].answer[:200]!r}; run it again: what was judged is kept"
+        )
+
+    def to_json(self) -> JsonDict:
+        """What was asked and what it took, as plain values."""
+        settings, spent = self._settings, self.spent
+        return {
+            "model": settings.model,
+            "asked": spent.asked,
+            "cached": spent.cached,
+            "tries": spent.tries,
+            "prompt_tokens": spent.tokens.prompt,
+            "answer_tokens": spent.tokens.answer,
+            "cost": spent.tokens.cost(settings),
+            "cost_before": spent.tokens_before.cost(settings),
+            "failures": {kind.value: count for kind, count in sorted(spent.failures.items())},
+        }
 
     async def _all(
         self,
@@ -341,20 +356,6 @@ def read_key(settings: JudgeConfig) -> str | None:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"evaluation.judge.{where}: one line of plain characters is a key")
     return key
-
-
-def tolerate(judged: Sequence[Judged[Any]], settings: JudgeConfig) -> None:
-    """Raise `ServiceError` where so many questions have no verdict that the others' mean says little."""
-    failed = [one for one in judged if one.failure is not None]
-    if len(failed) <= settings.max_failed_share * len(judged):
-        return
-    kinds = Counter(one.failure for one in failed)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    raise ServiceError(
-        f"the judge {settings.model} gave no verdict on {len(failed)} of {len(judged)} questions "
-        f"({counts}), over the {settings.max_failed_share:.1%} of evaluation.judge.max_failed_share; "
-        f"the first: {failed[0].answer[:200]!r}; run it again: what was judged is kept"
-    )
 
 
 def _kind(status: int) -> Failure:

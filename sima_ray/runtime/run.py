@@ -113,6 +113,11 @@ class Run:
             return None
         return self.folder.read_json("stages", f"{key}.json")
 
+    def done_of(self, key: str, of: str | None) -> dict[str, Any] | None:
+        """As `done`, for a stage that can be run again: None also where its result is of something else."""
+        found = self.done(key)
+        return found if found is not None and found.get("of") == of else None
+
     def once(
         self,
         key: str,
@@ -128,8 +133,7 @@ class Run:
             work: Does it; returns the result (JSON) and what the stage's last line says.
             of: What the result depends on: a result of something else is made anew.
         """
-        before = self.done(key)
-        if before is not None and before.get("of") == of:
+        if (before := self.done_of(key, of)) is not None:
             self.progress.say(f"{title:<12} done before ({duration(before['seconds'])})")
             return before["result"]
         with self.progress.stage(title) as stage:
