@@ -225,7 +225,9 @@ def in_pairs(text: str) -> list[str]:
     for word in list(one):
         if many := plural(word):
             one[many] = word
-    words: list[str] = [one.get(word, word) for word in re.findall(r"\w+|[^\w\s]", text.lower())]
+    words: list[str] = [
+        one.get(word, word) for word in map(str, re.findall(r"\w+|[^\w\s]", text.lower()))
+    ]
     found: list[str] = []
     while words:
         pair = " ".join(words[:2])
