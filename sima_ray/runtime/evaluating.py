@@ -130,12 +130,13 @@ def _chair(run: Run, number: int, service: Service) -> JsonDict:
     settings = _settings(run)
 
     def work(stage: Stage) -> tuple[JsonDict, str]:
-        service.ensure(number)
         result = evaluation.evaluate(settings, run.config, service.connect(), stage)
         run.folder.write_text(result.captions_jsonl(), f"round-{number}", "captions.jsonl")
         figures = result.figures()
         return figures, evaluation.headline(figures)
 
+    if run.done(marker("chair", number)) is None:
+        service.ensure(number)
     return run.once(marker("chair", number), "evaluate", work)
 
 
@@ -149,9 +150,11 @@ def _suite(
 ) -> JsonDict:
     """One suite, read and with its judge; None for one that is done."""
 
+    kept = _kept_answers(run, number, name, suite) if suite and suite.judging else None
+
     def work(stage: Stage) -> tuple[JsonDict, str]:
         assert suite is not None, "a suite that is not done was read"
-        answers = _answers(run, number, service, name, suite, stage)
+        answers = kept or _answers(run, number, service, name, suite, stage)
         verdicts = _verdicts(suite, judge, answers, stage)
         rows = _rows(suite, answers, verdicts)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -163,6 +166,8 @@ def _suite(
             result["judge"] = judge.to_json()
         return result, headline(name, result)
 
+    if suite is not None and kept is None:
+        service.ensure(number)
     return run.once(marker(name, number), name, work, of=_digest(name, _settings(run)))
 
 
@@ -184,16 +189,7 @@ def headline(name: SuiteName, result: JsonDict) -> str:
 def _answers(
     run: Run, number: int, service: Service, name: SuiteName, suite: Suite, stage: Stage
 ) -> dict[str, str | None]:
-    """The policy's answers; those of a judged suite are kept before it is judged."""
-    file = (f"round-{number}", "evaluation", f"{name}.answers.jsonl")
-    key = {"of": _digest(name, _settings(run), judged=False)}
-    if suite.judging and run.folder.exists(*file):
-        first, *lines = map(json.loads, run.folder.read_text(*file).splitlines())
-        if first == key and [line["row_id"] for line in lines] == [
-            q.row_id for q in suite.questions
-        ]:
-            return {line["row_id"]: line["response"] for line in lines}
-    service.ensure(number)
+    """The policy's answers by question; those of a judged suite are kept before it is judged."""
     found = ask(
         suite.questions,
         suite.load,
@@ -204,9 +200,28 @@ def _answers(
     )
     answers = {q.row_id: answer for q, answer in zip(suite.questions, found, strict=True)}
     if suite.judging:
-        kept = [key, *({"row_id": k, "response": v} for k, v in answers.items())]
-        run.folder.write_text("".join(json.dumps(line) + "\n" for line in kept), *file)
+        key = {"of": _digest(name, _settings(run), judged=False)}
+        lines = [key, *({"row_id": k, "response": v} for k, v in answers.items())]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        run.folder.write_text(text, *_answers_file(name, number))
     return answers
+
+
+def _kept_answers(
+    run: Run, number: int, name: SuiteName, suite: Suite
+) -> dict[str, str | None] | None:
+    """The answers of a suite that was asked before and not judged to its end; None without them."""
+    if not run.folder.exists(*_answers_file(name, number)):
+        return None
+    text = run.folder.read_text(*_answers_file(name, number))
+    key, *lines = (json.loads(line) for line in text.splitlines())
+    same = key == {"of": _digest(name, _settings(run), judged=False)}
+    answers = {line["row_id"]: line["response"] for line in lines}
+    return answers if same and list(answers) == [q.row_id for q in suite.questions] else None
+
+
+def _answers_file(name: SuiteName, number: int) -> tuple[str, ...]:
+    return f"round-{number}", "evaluation", f"{name}.answers.jsonl"
 
 
 def _verdicts(

@@ -215,8 +215,9 @@ def test_too_many_failures_fail_the_suite_and_cost_nothing_twice(
     assert run.done("round-0-evaluate-mmhal") is None
     assert [row["failure"] for row in rows_of(run, 0, "mmhal")] == [None] * 3 + ["timeout"]
     count = len(judge.prompts)
-    judge.answer = verdict
+    judge.answer, service.round = verdict, None
     result = evaluate(run, 0, service, ["mmhal"])["mmhal"]
+    assert service.round is None  # not even deployed
     assert (result["rows"], result["judge"]["cached"]) == (4, 3)
     assert len(judge.prompts) == count + 1  # the one that failed
     assert len(service.asked) == len(KINDS)  # the policy's answers were kept
