@@ -13,13 +13,21 @@ if TYPE_CHECKING:
     from sima_ray.runtime.run import Run
 
 
-def main(stage: str, summary: str, body: "Callable[..., object]", **options: str) -> None:
+def main(
+    stage: str,
+    summary: str,
+    body: "Callable[..., object]",
+    next_round: "Callable[..., int] | None" = None,
+    **options: str,
+) -> None:
     """Run one stage of a run and exit with its status.
 
     Args:
         stage: The name of the job, also of the stage's marker in the run folder.
         summary: What `--help` says.
         body: The stage, called with the run and the round, and with `options` by name.
+        next_round: The round where none is given, called with the run and with `options` by name; default:
+            the first that has not this stage yet.
         options: Further options of the command line, with their defaults.
     """
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=summary)
@@ -38,11 +46,14 @@ def main(stage: str, summary: str, body: "Callable[..., object]", **options: str
         from sima_ray.runtime.submission import STAGES
 
         run = Run.open(config)
-        number = arguments.round if arguments.round is not None else _next_round(run, stage)
+        given = {name: getattr(arguments, name) for name in options}
+        number = arguments.round
+        if number is None:
+            number = next_round(run, **given) if next_round else _next_round(run, stage)
         # Serving writes nothing to the run: it is not what was interrupted when a run is taken up again.
         kept = recorded(run.folder, stage, number) if stage in STAGES else nullcontext()
         with kept:
-            body(run, number, **{name: getattr(arguments, name) for name in options})
+            body(run, number, **given)
 
     ended_clearly(work)
 
@@ -69,5 +80,5 @@ def ended_clearly(work: Callable[[], None]) -> None:
 
 
 def _next_round(run: "Run", stage: str) -> int:
-    rounds = range(0 if stage == "evaluate" else 1, run.config.rounds + 1)
+    rounds = range(1, run.config.rounds + 1)
     return next((k for k in rounds if run.done(f"round-{k}-{stage}") is None), run.config.rounds)

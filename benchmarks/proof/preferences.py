@@ -91,7 +91,7 @@ def derive(source: Path, config: RunConfig, arm: Arm, count: Count) -> Path:
         ledger = _write_ruled(preferences, RULES[arm.rule], config.seed, count)
     _write_json(preferences.parent / "ledger.json", ledger.to_json())
     prepared = {"rows": index.num_rows, "good": index.column("quarantine").null_count}
-    _copy_markers(source, part, config, prepared, ledger.to_json())
+    _copy_markers(source, part, prepared, ledger.to_json())
     (part / "run.yaml").write_text(config.dump(), encoding="utf-8")
     part.rename(folder)  # last, so that half a folder is never taken for an arm
     return folder
@@ -138,18 +138,12 @@ def _write_ruled(preferences: Path, rule: Rule, seed: int, count: Count) -> Ledg
 def _copy_markers(
     source: Path,
     part: Path,
-    config: RunConfig,
     prompts: Mapping[str, int],
     ledger: Mapping[str, Any],
 ) -> None:
-    assert config.evaluation is not None
     prepared = _marker(source, "prepare")
     prepared["result"] = dict(prompts)
     base = _marker(source, "round-0-evaluate")
-    if (
-        not config.evaluation.pope
-    ):  # the arm is not asked, so the base's answers have no counterpart
-        base["result"]["pope"] = {}
     preferred = _marker(source, "round-1-preferences")
     preferred["result"]["ledger"] = ledger
     (part / "stages").mkdir()

@@ -157,11 +157,16 @@ def _rounds(critic: Path, confidence: float) -> list[JsonDict]:
 
 def _pope(run: Path, number: int, confidence: float) -> JsonDict:
     """Accuracy by kind with Wilson's interval, after that many rounds."""
-    found = marker(run, f"round-{number}-evaluate")["pope"]
+    rows = [
+        json.loads(line)
+        for line in (run / f"round-{number}" / "evaluation" / "pope.jsonl").read_text().splitlines()
+    ]
     return {
-        kind: wilson(round(part["accuracy"] * part["questions"]), part["questions"], confidence)
+        kind: wilson(sum(right), len(right), confidence)
         for kind in POPE_KINDS
-        for part in [found[f"pope_{kind}"]]
+        for right in [
+            [r["said"] == r["label"] for r in rows if r["row_id"].startswith(f"pope_{kind}/")]
+        ]
     }
 
 

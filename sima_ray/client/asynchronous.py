@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -139,16 +140,7 @@ class AsyncCriticClient(BaseClient):
         return answers.result_of(ended, self._endpoint)
 
     async def _drive(self, steps: Steps, call: Call) -> Ended:
-        told: Reply | NoReply | None = None
-        while True:
-            try:
-                step = steps.send(told)
-            except StopIteration as end:
-                return end.value
-            if isinstance(step, Send):
-                told = await self._send(call, step.left_s)
-            else:
-                told = await asyncio.sleep(step.seconds)
+        return await drive(steps, partial(self._send, call))
 
     async def _send(self, call: Call, left_s: float) -> Reply | NoReply:
         try:
@@ -159,3 +151,17 @@ class AsyncCriticClient(BaseClient):
             return NoReply("timeout")
         except httpx.RequestError as error:
             return no_reply(error)
+
+
+async def drive(steps: Steps, send: Callable[[float], Awaitable[Reply | NoReply]]) -> Ended:
+    """Do what an exchange says until it ends; `send` is one try, given the seconds that are left."""
+    told: Reply | NoReply | None = None
+    while True:
+        try:
+            step = steps.send(told)
+        except StopIteration as end:
+            return end.value
+        if isinstance(step, Send):
+            told = await send(step.left_s)
+        else:
+            told = await asyncio.sleep(step.seconds)

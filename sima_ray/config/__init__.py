@@ -4,11 +4,18 @@ Imports no torch, ray or vllm, so that a command can check a config and answer a
 """
 
 from sima_ray.config.base import Section
+from sima_ray.config.evaluation import (
+    AmberConfig,
+    EvaluationConfig,
+    HalBenchConfig,
+    JudgeConfig,
+    MementosConfig,
+    MMHalConfig,
+)
 from sima_ray.config.run import (
     CriticConfig,
     DataConfig,
     EarlyStoppingConfig,
-    EvaluationConfig,
     GenerationConfig,
     MergeConfig,
     PairsConfig,
@@ -18,14 +25,19 @@ from sima_ray.config.serving import EngineConfig, PolicyConfig, ServiceConfig
 from sima_ray.config.training import LoraSettings, LossSettings, TrainingConfig
 
 __all__ = [
+    "AmberConfig",
     "CriticConfig",
     "DataConfig",
     "EarlyStoppingConfig",
     "EngineConfig",
     "EvaluationConfig",
     "GenerationConfig",
+    "HalBenchConfig",
+    "JudgeConfig",
     "LoraSettings",
     "LossSettings",
+    "MMHalConfig",
+    "MementosConfig",
     "MergeConfig",
     "PairsConfig",
     "PolicyConfig",

@@ -1,5 +1,6 @@
 """A whole run, and what its stages do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -7,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sima_ray.config.base import Folder, Location, Section
+from sima_ray.config.evaluation import EvaluationConfig
 from sima_ray.config.serving import PolicyConfig
 from sima_ray.config.training import TrainingConfig
 from sima_ray.errors import ConfigError
@@ -94,27 +96,6 @@ class PairsConfig(Section):
     )
 
 
-class EvaluationConfig(Section):
-    """Captions of held-out images before and after, scored against COCO annotations."""
-
-    prompts: Location
-    images: Location
-    instances: Location = Field(description="COCO instances JSON.")
-    captions: Location | None = Field(
-        default=None, description="COCO captions JSON, as CHAIR uses it."
-    )
-    limit: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=512, ge=1)
-    pope: list[Location] = Field(default_factory=list, description="POPE files, JSON lines.")
-    error_counter: str | None = Field(
-        default=None,
-        description="'module:function' that counts a response's errors against its ground truth, "
-        "where such a count exists (the demo's world).",
-    )
-    bootstrap_samples: int = Field(default=2000, ge=100)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-
-
 class EarlyStoppingConfig(Section):
     """When rounds end before `rounds` of them, by the figures of `evaluation`; the best one is kept."""
 
@@ -175,13 +156,19 @@ class RunConfig(Section):
             return self
         if self.evaluation is None:
             raise ValueError("early_stopping needs an evaluation section")
+        if "chair" not in self.evaluation.suites_of_rounds:
+            raise ValueError("early_stopping needs CHAIR in every round: evaluation.instances, …")
         if self.early_stopping.monitor == "errors" and self.evaluation.error_counter is None:
             raise ValueError("early_stopping.monitor: errors needs evaluation.error_counter")
         return self
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str, changes: Sequence[str] = ()) -> Self:
         """Read a YAML file.
+
+        Args:
+            path: The file.
+            changes: Settings in place of the file's, each as in "evaluation.limit=100"; values are YAML.
 
         Raises:
             ConfigError: Unreadable, not YAML, an unknown key, or a value that does not fit; names
@@ -196,7 +183,10 @@ class RunConfig(Section):
             raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: must hold a mapping of settings")
-        return cls.parse(cast(dict[str, Any], values), origin=str(path))
+        settings = cast(dict[str, Any], values)
+        for change in changes:
+            _change(settings, change)
+        return cls.parse(settings, origin=str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str = "config") -> Self:
@@ -216,6 +206,26 @@ class RunConfig(Section):
     def dump(self) -> str:
         """The resolved config as YAML; loading it again gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """Put one "key.key=value" into settings as they were read."""
+    key, equals, text = change.partition("=")
+    *sections, last = key.split(".")
+    if not equals or not all((*sections, last)):
+        raise ConfigError(f"--set {change}: write key=value, as in --set evaluation.limit=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {change}: not a YAML value: {text!r}") from error
+    for name in sections:
+        inner = values.get(name)
+        if inner is None:
+            inner = values[name] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {change}: {name} is no section")
+        values = cast(dict[str, Any], inner)
+    values[last] = value
 
 
 def _plain(error: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sima_ray.errors import DataError
+from sima_ray.metrics.bootstrap import Ratio
 
 _SENTENCE = re.compile(r"[^.!?\n]*[^.!?\s][^.!?\n]*")
 _UNDECIDED = re.compile(
@@ -77,19 +78,48 @@ def pope(answers: Sequence[str], labels: Sequence[str]) -> PopeFigures:
         )
     if not answers:
         raise DataError("POPE has no questions")
+    said = [parse_yes_no(answer) for answer in answers]
+    ratios = yes_no_ratios(said, parse_labels(labels), positive=True)
+    return PopeFigures(
+        questions=len(said),
+        unparsed=said.count(None),
+        **{name: ratio.value for name, ratio in ratios.items()},
+    )
+
+
+def parse_labels(labels: Sequence[str]) -> list[bool]:
+    """Labels as truths.
+
+    Raises:
+        DataError: A label that is neither yes nor no.
+    """
     truth = [label.strip().lower() for label in labels]
     if wrong := sorted(set(truth) - {"yes", "no"}):
-        raise DataError(f"POPE labels must be yes or no, not {', '.join(map(repr, wrong))}")
-    said = [parse_yes_no(answer) for answer in answers]
-    pairs = [(answer, label == "yes") for answer, label in zip(said, truth, strict=True)]
-    hits = pairs.count((True, True))
-    yes, positives = said.count(True), truth.count("yes")
-    return PopeFigures(
-        questions=len(pairs),
-        accuracy=(hits + pairs.count((False, False))) / len(pairs),
-        precision=hits / yes if yes else 0.0,
-        recall=hits / positives if positives else 0.0,
-        f1=2 * hits / (yes + positives) if yes + positives else 0.0,
-        yes_share=yes / len(pairs),
-        unparsed=said.count(None),
-    )
+        raise DataError(f"labels must be yes or no, not {', '.join(map(repr, wrong))}")
+    return [label == "yes" for label in truth]
+
+
+def yes_no_ratios(
+    said: Sequence[bool | None], truth: Sequence[bool], *, positive: bool
+) -> dict[str, Ratio]:
+    """The columns, a row a question, of accuracy, precision, recall, f1 and yes_share.
+
+    Args:
+        said: What each answer says; None, neither yes nor no, is wrong and in neither class.
+        truth: What is right.
+        positive: The class that precision, recall and f1 are of. POPE's is yes; AMBER's is no, the
+            answer that shows a hallucination was withstood.
+    """
+    pairs = list(zip(said, truth, strict=True))
+    hits = [float(answer == right == positive) for answer, right in pairs]
+    claimed = [float(answer == positive) for answer in said]
+    actual = [float(right == positive) for right in truth]
+    return {
+        "accuracy": Ratio.mean([float(answer == right) for answer, right in pairs]),
+        "precision": Ratio.of(hits, claimed),
+        "recall": Ratio.of(hits, actual),
+        "f1": Ratio.of(
+            [2 * hit for hit in hits], [a + b for a, b in zip(claimed, actual, strict=True)]
+        ),
+        "yes_share": Ratio.mean([float(answer is True) for answer in said]),
+    }

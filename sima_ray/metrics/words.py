@@ -26,6 +26,14 @@ _IRREGULAR = {
     "skis": "ski",
     "taxis": "taxi",
     "safaris": "safari",
+    "corgis": "corgi",
+    "paninis": "panini",
+    "broccolis": "broccoli",
+    "bonsais": "bonsai",
+    "ibises": "ibis",
+    "emus": "emu",
+    "gateaus": "gateau",
+    "gateaux": "gateau",
     "tvs": "tv",
     "pcs": "pc",
     "shoes": "shoe",
@@ -60,7 +68,20 @@ _ENDS_IN_IE = frozenset(
     f"{stem}ie"
     for stem in (
         *("t", "neckt", "bowt", "p", "d", "l", "cook", "brown", "smooth", "vegg", "self", "hood"),
-        *("mov", "zomb", "bird", "dogg", "budg", "coll", "rook", "hipp", "gen", "magp", "goal"),
+        *(
+            "hoag",
+            "mov",
+            "zomb",
+            "bird",
+            "dogg",
+            "budg",
+            "coll",
+            "rook",
+            "hipp",
+            "gen",
+            "magp",
+            "goal",
+        ),
     )
 )
 _NOT_PLURAL_OF_MAN = frozenset(["omen", "specimen", "abdomen", "stamen", "ramen", "regimen"])

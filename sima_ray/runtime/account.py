@@ -191,10 +191,12 @@ def _costs(run: RunView, config: RunConfig, price: float) -> dict[str, tuple[flo
         "train": (workers + beside[0], workers + beside[1]),
         "merge": (1 + beside[0], 1 + beside[1]),
     }
+    # A suite holds what the evaluation holds whose name its own begins with, "evaluate-amber".
     return {
-        stage.key: (hours * held[stage.stage][0] * price, hours * held[stage.stage][1] * price)
+        stage.key: (hours * held[kind][0] * price, hours * held[kind][1] * price)
         for stage in run.done
-        if stage.stage in held and (hours := stage.seconds / 3600) is not None
+        if (kind := stage.stage.partition("-")[0]) in held
+        and (hours := stage.seconds / 3600) is not None
     }
 
 

@@ -113,8 +113,17 @@ class Run:
             return None
         return self.folder.read_json("stages", f"{key}.json")
 
+    def done_of(self, key: str, of: str | None) -> dict[str, Any] | None:
+        """As `done`, for a stage that can be run again: None also where its result is of something else."""
+        found = self.done(key)
+        return found if found is not None and found.get("of") == of else None
+
     def once(
-        self, key: str, title: str, work: Callable[[Stage], tuple[dict[str, Any], str]]
+        self,
+        key: str,
+        title: str,
+        work: Callable[[Stage], tuple[dict[str, Any], str]],
+        of: str | None = None,
     ) -> dict[str, Any]:
         """Run a stage, unless it finished before; its result and wall time are kept.
 
@@ -122,17 +131,18 @@ class Run:
             key: The stage's name in the run folder.
             title: Its name in progress lines.
             work: Does it; returns the result (JSON) and what the stage's last line says.
+            of: What the result depends on: a result of something else is made anew.
         """
-        if (before := self.done(key)) is not None:
+        if (before := self.done_of(key, of)) is not None:
             self.progress.say(f"{title:<12} done before ({duration(before['seconds'])})")
             return before["result"]
         with self.progress.stage(title) as stage:
             result, line = work(stage)
             stage.result(line)
-            self.folder.write_json(
-                {"result": result, "seconds": round(stage.seconds, 2), "at": _now()},
-                *("stages", f"{key}.json"),
-            )
+            kept = {"result": result, "seconds": round(stage.seconds, 2), "at": _now()}
+            if of is not None:
+                kept["of"] = of
+            self.folder.write_json(kept, "stages", f"{key}.json")
         return result
 
 
@@ -161,8 +171,12 @@ _MAY_CHANGE = (
     "generation.timeout_s",
     "training.cpus_per_worker",
     "training.max_failures",
+    *(f"evaluation.{name}" for name in ("pope", "amber", "halbench", "mmhal", "mementos")),
+    "evaluation.judge",
+    "evaluation.every_round",
 )
-"""Settings that say how a run is done, not what it computes: a resumed run may have others."""
+"""Settings that say how a run is done, not what it computes: a resumed run may have others. A suite whose
+settings are others is run again; CHAIR's stay, for rounds may end by them."""
 
 
 def _check_same(config: RunConfig, before: dict[str, Any], root: str) -> None:
@@ -174,6 +188,9 @@ def _check_same(config: RunConfig, before: dict[str, Any], root: str) -> None:
         for key in now.keys() | old.keys()
         if now.get(key) != old.get(key) and not key.startswith(_MAY_CHANGE)
     )
+    if not old.get("evaluation.instances") and not now.get("evaluation.error_counter"):
+        # Nothing was decided by figures that there were none of.
+        changed = [key for key in changed if not key.startswith("evaluation")]
     if changed:
         raise ConfigError(
             f"{root}: holds a run with other settings ({', '.join(changed)}): "

@@ -18,10 +18,11 @@ from sima_ray.data.export import export_llava, export_trl
 from sima_ray.data.prompts import index_prompts, problem_lines
 from sima_ray.data.sinks import read_pairs, write_pairs, write_preferences
 from sima_ray.data.stages import critique, generate, outcome, read_prompts
-from sima_ray.errors import ConfigError, DataError
+from sima_ray.errors import DataError
 from sima_ray.ports import JsonDict, Policy
 from sima_ray.runtime import evaluation, summary
 from sima_ray.runtime.client import connect_policy
+from sima_ray.runtime.evaluating import evaluate
 from sima_ray.runtime.meter import Meter
 from sima_ray.runtime.progress import Stage, duration
 from sima_ray.runtime.room import ensure_room, run_demands, serving_demand, training_demand
@@ -285,28 +286,11 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
     return run.once(f"round-{number}-merge", "merge", work)
 
 
-def evaluate(run: Run, number: int, service: PolicyService) -> JsonDict:
-    """Caption the held-out images with the policy after `number` rounds, and score them."""
-    settings = run.config.evaluation
-    if settings is None:
-        raise ConfigError(f"{run.config.name}: the config has no `evaluation` section")
-
-    def work(stage: Stage) -> tuple[JsonDict, str]:
-        result = evaluation.evaluate(settings, run.config, service.connect(), stage)
-        run.folder.write_text(result.captions_jsonl(), f"round-{number}", "captions.jsonl")
-        figures = result.figures()
-        return figures, evaluation.headline(figures)
-
-    if run.done(f"round-{number}-evaluate") is None:
-        service.ensure(number)
-    return run.once(f"round-{number}-evaluate", "evaluate", work)
-
-
 def report(run: Run) -> JsonDict:
     """The run's summary: before and after with intervals, the critic, the ledger, the seconds."""
     last = last_round(run)
     _needs(run, f"round-{last}/ledger.json", "preferences")
-    if run.config.evaluation is not None:
+    if "chair" in _of_rounds(run):
         _needs(run, "round-0/captions.jsonl", "evaluate --round 0")
         _needs(run, f"round-{last}/captions.jsonl", "evaluate")
     result = summary.summarise_run(run)
@@ -333,11 +317,11 @@ def rounds(run: Run, service: PolicyService) -> None:
     Raises:
         ClusterError: The cluster can never give what a stage that is left asks for.
     """
-    config, evaluated = run.config, run.config.evaluation is not None
+    config, suites = run.config, _of_rounds(run)
     if any(run.done(f"round-{k}-train") is None for k in range(1, last_round(run) + 1)):
         ensure_room(run_demands(config.policy, config.training), run.progress.say)
-    if evaluated:
-        evaluate(run, 0, service)
+    if suites:
+        evaluate(run, 0, service, suites)
     for number in range(1, config.rounds + 1):
         if not _chooses(run, number) or choose_prompts(run, number)["rows"]:
             preferences(run, number, service)
@@ -348,13 +332,18 @@ def rounds(run: Run, service: PolicyService) -> None:
             service.release()
         train(run, number)
         merge_adapter(run, number)
-        if evaluated:
-            evaluate(run, number, service)
+        if suites:
+            evaluate(run, number, service, suites)
         if (found := verdict(run, number)) is None:
             continue
         run.progress.say(f"{'rounds':<12} {found}")
         if found.stopped:
             return
+
+
+def _of_rounds(run: Run) -> tuple[str, ...]:
+    """The suites that every policy is scored on."""
+    return run.config.evaluation.suites_of_rounds if run.config.evaluation else ()
 
 
 def _chooses(run: Run, number: int) -> bool:

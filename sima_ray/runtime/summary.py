@@ -14,6 +14,7 @@ from sima_ray.ledger import Ledger
 from sima_ray.metrics.summary import compare
 from sima_ray.ports import JsonDict
 from sima_ray.records import Outcome
+from sima_ray.runtime.evaluating import compared, marker
 from sima_ray.runtime.evaluation import (
     Caption,
     captions_from_jsonl,
@@ -22,6 +23,7 @@ from sima_ray.runtime.evaluation import (
 )
 from sima_ray.runtime.rounds import best_round, idle, last_round, verdict
 from sima_ray.runtime.run import Run
+from sima_ray.runtime.suites import TITLES
 
 FIGURES = {
     "chair_s": ("CHAIR_s ↓", "captions with a hallucinated object"),
@@ -45,7 +47,11 @@ def summarise_run(run: Run) -> JsonDict:
     ledger = total_ledger(run)
     result: JsonDict = {"run": run.config.name, "folder": run.folder.root}
     if run.config.evaluation is not None:
-        result |= _evaluations(run, run.config.evaluation)
+        result["confidence"] = run.config.evaluation.confidence
+        if run.folder.exists("round-0", "captions.jsonl"):
+            result |= _evaluations(run, run.config.evaluation)
+        if suites := compared(run, 0, best_round(run)):
+            result["suites"] = suites
     result["critic"] = critic_figures(run, 1)
     result["ledger"] = ledger.to_json()
     result |= rounds(run)
@@ -101,6 +107,8 @@ def seconds(run: Run) -> dict[str, float]:
     for number in range(1, run.config.rounds + 1):
         names = ("prompts", "candidates", "preferences", "train", "merge", "evaluate")
         keys += [f"round-{number}-{name}" for name in names]
+    for number in range(run.config.rounds + 1):
+        keys += [marker(name, number) for name in TITLES if name != "chair"]
     return {key: done["seconds"] for key in keys if (done := run.done(key))}
 
 
@@ -132,7 +140,7 @@ def html(result: JsonDict) -> str:
     """The run as one page without scripts or outside files."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        result=result, figures=FIGURES
+        result=result, figures=FIGURES, titles=TITLES
     )
 
 
@@ -156,7 +164,6 @@ def _evaluations(run: Run, settings: EvaluationConfig) -> JsonDict:
         "after": evaluated[best],
         "difference": {name: estimate.to_json() for name, estimate in differences.items()},
         "rounds": [figures for figures in evaluated if figures],
-        "confidence": settings.confidence,
         "examples": _examples(before, after),
     }
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sima_ray.config.evaluation import SuiteName
 from sima_ray.errors import DataError
 from sima_ray.ledger import Ledger
 from sima_ray.ports import JsonDict
+from sima_ray.runtime.suites import TITLES
 from sima_ray.runtime.summary import FIGURES
 
 
@@ -25,6 +27,10 @@ def show_summary(folder: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if result.get("before"):
         console.print(figures_table(result))
+    for name, suite in result.get("suites", {}).items():
+        console.print(suite_table(name, suite, result["confidence"]))
+        if suite["after"] and suite["after"].get("judge"):
+            console.print(judge_line(suite["after"]["judge"]))
     console.print(critic_line(result["critic"]))
     console.print(ledger_line(result["ledger"]))
 
@@ -45,12 +51,42 @@ def figures_table(result: JsonDict) -> Table:
                 f"{change['value']:+.3f}",
                 f"{change['low']:+.3f} … {change['high']:+.3f}",
             )
-    for kind, before in result["before"]["pope"].items():
-        after = result["after"]["pope"][kind]
-        change = after["accuracy"] - before["accuracy"]
-        row = (f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}", f"{change:+.3f}", "")
-        table.add_row(f"{kind.replace('_', ' ')} accuracy ↑", *row)
     return table
+
+
+def suite_table(name: SuiteName, suite: JsonDict, confidence: float) -> Table:
+    """A suite before and after, and the paired change with its interval; a side that did not run is a dash."""
+    before, after = suite["before"], suite["after"]
+    rows = " → ".join(f"{side['rows']:,}" if side else "–" for side in (before, after))
+    failed = sum(sum(side["failed"].values()) for side in (before, after) if side)
+    title = f"{TITLES[name]} · {rows} questions scored" + (f", {failed} failed" if failed else "")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in ("before", "after", "change", f"{100 * confidence:.0f} % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for figure, label in suite["labels"].items():
+        values = [
+            f"{side['figures'][figure]['value']:.3f}" if side and figure in side["figures"] else "–"
+            for side in (before, after)
+        ]
+        change = suite["difference"].get(figure)
+        paired = (
+            (f"{change['value']:+.3f}", f"{change['low']:+.3f} … {change['high']:+.3f}")
+            if change
+            else ("–", "–")
+        )
+        table.add_row(label, *values, *paired)
+    return table
+
+
+def judge_line(judge: JsonDict) -> str:
+    """What a judge was asked and took, on one line."""
+    failed = sum(judge["failures"].values())
+    line = (
+        f"judge    {judge['model']}: {judge['asked']:,} asked, {judge['cached']:,} kept from before, "
+        f"{failed} failed, {judge['prompt_tokens'] + judge['answer_tokens']:,} tokens"
+    )
+    return line if judge["cost"] is None else f"{line}, cost {judge['cost']:.2f}"
 
 
 def critic_line(critic: JsonDict) -> str:

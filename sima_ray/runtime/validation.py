@@ -11,7 +11,7 @@ _SHOWN = 20
 
 
 def validate_run(config: RunConfig, *, images: bool) -> bool:
-    """Check prompts, images and the model folder, and say what was found; True when nothing was.
+    """Check prompts, images, the model folder and the benchmarks, and say what was found; True when nothing was.
 
     Raises:
         DataError: The prompts file cannot be read at all.
@@ -23,6 +23,7 @@ def validate_run(config: RunConfig, *, images: bool) -> bool:
         if images:
             problems += map(describe, check_images(config.data, index))
     model = _model_problem(config)
+    suites, suites_good = _suites(config, images=images)
     for line in [*problems[:_SHOWN], *([model] if model else [])]:
         print(line)
     if len(problems) > _SHOWN:
@@ -30,7 +31,28 @@ def validate_run(config: RunConfig, *, images: bool) -> bool:
     print(
         f"{counts.rows:,} prompts: {counts.rows - len(problems):,} good, {len(problems):,} set aside"
     )
-    return not problems and not model
+    for line in suites:
+        print(line)
+    return not problems and not model and suites_good
+
+
+def _suites(config: RunConfig, *, images: bool) -> tuple[list[str], bool]:
+    """A line for each benchmark of the config, and whether all of them can be used."""
+    from sima_ray.runtime.suites import open_suite
+
+    settings, lines, good = config.evaluation, list[str](), True
+    for name in settings.suites if settings else ():
+        if settings is None or name == "chair":
+            continue
+        try:
+            suite = open_suite(name, settings, config)
+            for question in {q.image: q for q in suite.questions}.values() if images else ():
+                suite.load(question)
+            lines.append(f"{name}: {len(suite.questions):,} questions")
+        except SimaError as error:
+            lines.append(f"{name}: {error}")
+            good = False
+    return lines, good
 
 
 def _model_problem(config: RunConfig) -> str | None:

@@ -108,7 +108,7 @@ def evaluated(run: Run, *chair: float, recall: float = 0.7) -> None:
     """Figures of each round; the recall is that of the last."""
     for number, value in enumerate(chair):
         caption = Caption("c", "a.jpg", "?", "A dog.", score_caption("A dog.", frozenset()), None)
-        result = Evaluation([caption], {}, {})
+        result = Evaluation([caption], {})
         figures = {"chair_s": value, "chair_i": value, "objects": 2.0, "length": 40.0}
         figures["recall"] = recall if number == len(chair) - 1 else 0.7
         estimates = {

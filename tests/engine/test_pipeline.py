@@ -60,7 +60,7 @@ def bad_lines(images: Path) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     root = tmp_path_factory.mktemp("loop")
     world = build_world(root / "train", "train", SCENES)
-    build_world(root / "test", "test", HELD_OUT)
+    test = build_world(root / "test", "test", HELD_OUT)
     with open(world.prompts, "a", encoding="utf-8") as prompts:
         prompts.write("\n".join(bad_lines(world.images)) + "\n")
     values = yaml.safe_load(
@@ -68,6 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     )
     values |= {"name": "loop", "runs": str(root / "runs"), "rounds": ROUNDS}
     values["data"]["max_image_pixels"] = 50_000_000
+    values["evaluation"]["pope"] = [str(test.pope["random"])]
     values["policy"]["engine"]["dtype"] = "float32"  # so that two engines can be compared exactly
     values["policy"]["service"] |= {"port": cluster.free_port()}
     values["training"] |= {"epochs": 1, "batch_size": 8, "micro_batch_size": 8}
@@ -104,6 +105,22 @@ def test_the_summary_has_figures_and_a_ledger_that_adds_up(finished: Finished) -
     assert ledger["pairs"] > 0
     assert set(summary["critic"]) >= {"consistent", "unparseable", "agreement_with_oracle"}
     assert (finished.folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_suite_runs_on_every_policy_and_is_paired(finished: Finished) -> None:
+    suite = json.loads((finished.folder / "summary.json").read_text())["suites"]["pope"]
+    assert suite["pairs"] == suite["before"]["rows"] == suite["after"]["rows"] > HELD_OUT
+    for side, number in (("before", 0), ("after", 1)):
+        assert suite[side]["failed"] == {}
+        file = finished.folder / f"round-{number}" / "evaluation" / "pope.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        accuracy = sum(row["said"] == row["label"] for row in rows) / len(rows)
+        figure = suite[side]["figures"]["pope_random.accuracy"]
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["value"] == pytest.approx(accuracy) and accuracy > 0.6
+    change = suite["difference"]["pope_random.accuracy"]
+    assert change["low"] <= change["value"] <= change["high"]
+    assert "pope random accuracy" in (finished.folder / "report.html").read_text()
 
 
 def test_each_bad_row_has_its_line_and_reason(finished: Finished) -> None:
@@ -217,7 +234,7 @@ def greedy_in_transformers(run: Finished, caption: dict[str, str]) -> str:
     loaded: Any = load_policy(run.folder / "round-1" / "policy", dtype="float32")
     model, processor = loaded
     evaluation = run.config.evaluation
-    assert evaluation is not None
+    assert evaluation is not None and evaluation.images is not None
     file = Path(evaluation.images) / caption["image"]
     text = render_prompt(processor, [image_part(file.read_bytes()), text_part(caption["text"])])
     inputs = processor(images=Image.open(file).convert("RGB"), text=text, return_tensors="pt")
@@ -232,7 +249,7 @@ def test_running_it_again_does_nothing_twice(finished: Finished) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in (finished.folder / "round-1").rglob("*.safetensors")}
     finished.lines.clear()
     run_pipeline(finished)
-    assert finished.text().count("done before") == 6
+    assert finished.text().count("done before") == 8
     assert "deployed" not in finished.text()
     assert json.loads((finished.folder / "summary.json").read_text()) == json.loads(before)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
@@ -245,7 +262,7 @@ def test_a_stage_whose_result_was_removed_runs_again(finished: Finished) -> None
     run_pipeline(finished)
     assert "parity" in finished.text()
     assert (finished.folder / "round-1" / "policy" / "model.safetensors").exists()
-    assert finished.text().count("done before") == 5
+    assert finished.text().count("done before") == 7
 
 
 def test_an_adapter_is_promoted_as_the_policy_that_it_makes(finished: Finished) -> None:

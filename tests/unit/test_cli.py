@@ -126,3 +126,18 @@ def test_validate_names_a_missing_model_and_prompts(config: Path, tmp_path: Path
 
 def test_report_of_no_run(tmp_path: Path) -> None:
     assert_one_line(sima("report", str(tmp_path)), "summary.json")
+
+
+def test_evaluate_names_what_the_config_lacks(config: Path, tmp_path: Path) -> None:
+    assert_one_line(sima("evaluate", str(config)), "it has no `evaluation` section", code=2)
+    setting = f"evaluation.amber={{data: {tmp_path}, images: {tmp_path}}}"
+    options = ("--set", setting, "--set", "evaluation.amber.limit=5")
+    done = sima("evaluate", str(config), *options, "--suite", "pope")
+    assert_one_line(done, "no files for the suite pope; it has amber", code=2)
+    assert_one_line(sima("evaluate", str(config), "--set", "seed"), "write key=value", code=2)
+    done = sima("evaluate", str(config), *options, "--round", "2")
+    assert_one_line(done, "--round 2: the run has 1 rounds", code=2)
+    done = sima("evaluate", str(config), *options, "--suite", "amber", "--dry-run")
+    assert yaml.safe_load(done.stdout)["evaluation"]["amber"]["limit"] == 5
+    done = sima("evaluate", str(config), *options, home=tmp_path)
+    assert_one_line(done, "sima up", "--address")

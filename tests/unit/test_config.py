@@ -50,7 +50,26 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("policy.engine.gpus", 1, "policy.engine.gpus: unknown key"),
         ("data.prompts", None, "data.prompts: is required"),
         ("name", None, "name: is required"),
-        ("evaluation.images", "x", "evaluation.prompts: is required"),
+        ("evaluation.images", "x", "evaluation: nothing to evaluate: give prompts, images"),
+        (
+            "evaluation",
+            {"images": "i", "instances": "j"},
+            "evaluation: prompts, images and instances go together: prompts missing",
+        ),
+        ("evaluation.pope", ["p.jsonl"], "evaluation: pope needs images"),
+        ("evaluation.halbench", {"questions": "q"}, "evaluation: halbench needs instances"),
+        (
+            "evaluation.mmhal",
+            {"questions": "q", "images": "i"},
+            "evaluation: mmhal and mementos need a judge section",
+        ),
+        ("evaluation.judge.base_url", "https://a.b/v1?x=1", "neither a query nor a fragment"),
+        ("evaluation.judge.base_url", "https://me:secret@a.b/v1", "is no base URL"),
+        (
+            "evaluation.judge",
+            {"base_url": "http://a.b/v1", "model": "m", "key_env": "K", "key_file": "k"},
+            "evaluation.judge: key_env and key_file: give one of the two",
+        ),
         ("training.epochs", 0, "training.epochs: "),
         ("training.zero_stage", 4, "training.zero_stage: "),
         ("name", "a/b", "name: "),
@@ -75,6 +94,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("pairs.earlier_rounds", 1.5, "pairs.earlier_rounds: Input should be less than"),
         ("critic.policy", "other", "critic.policy: "),
         ("early_stopping", {}, "config: early_stopping needs an evaluation section"),
+        ("evaluation.amber", {"data": "d", "images": "i", "parts": ["all"]}, "amber.parts.0: "),
     ],
 )
 def test_an_error_names_the_file_and_the_key(
@@ -96,6 +116,37 @@ def test_errors_are_monitored_only_where_they_are_counted() -> None:
         RunConfig.parse(values | {"evaluation": found})
     run = RunConfig.parse(values | {"evaluation": found | {"error_counter": "module:function"}})
     assert run.early_stopping is not None and run.early_stopping.monitor == "errors"
+
+
+def test_settings_of_the_command_line_replace_the_files(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    amber = 'evaluation.amber={"data": "d", "images": "i"}'
+    run = RunConfig.load(file, [amber, "evaluation.amber.limit=3", "seed=7", "name=other"])
+    assert run.evaluation is not None and run.evaluation.amber is not None
+    assert (run.evaluation.amber.limit, run.seed, run.name) == (3, 7, "other")
+    for change, words in (
+        ("seed", "write key=value"),
+        ("name.x=1", "name is no section"),
+        ("data..x=1", "write key=value"),
+        ("data.x=[", "not a YAML value"),
+        ("data.x=1", "data.x: unknown key"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            RunConfig.load(file, [change])
+
+
+def test_suites_of_rounds() -> None:
+    values = {"amber": {"data": "d", "images": "i"}, "pope": ["p"], "images": "i"}
+    early = {"early_stopping": {}}
+    run = RunConfig.parse(MINIMAL | {"evaluation": values | {"every_round": ["amber"]}})
+    assert run.evaluation is not None
+    assert run.evaluation.suites == ("pope", "amber")
+    assert run.evaluation.suites_of_rounds == ("amber",)
+    with pytest.raises(ConfigError, match="every_round: chair has no files here"):
+        RunConfig.parse(MINIMAL | {"evaluation": values | {"every_round": ["chair"]}})
+    with pytest.raises(ConfigError, match="early_stopping needs CHAIR in every round"):
+        RunConfig.parse(MINIMAL | early | {"evaluation": values})
 
 
 def test_every_problem_is_named() -> None:

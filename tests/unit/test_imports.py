@@ -23,6 +23,7 @@ LEVELS: list[tuple[str, ...]] = [
         "serve_apps",
         "sima_ray.cli",
         "sima_ray.cli_data",
+        "sima_ray.cli_evaluate",
         "sima_ray.cli_jobs",
         "sima_ray.cli_models",
         "sima_ray.cli_runs",

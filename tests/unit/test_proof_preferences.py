@@ -110,7 +110,7 @@ def source(tmp_path: Path) -> Path:
         pq.write_table(table, folder / "round-1" / "preferences" / f"{name}.parquet")
     for key, result in (
         ("prepare", {"rows": ROWS, "good": ROWS}),
-        ("round-0-evaluate", {"recall": {"value": 0.5}, "pope": {"pope_random": {}}}),
+        ("round-0-evaluate", {"recall": {"value": 0.5}}),
         ("round-1-preferences", {"ledger": {}, "usage": {}}),
     ):
         marker = {"result": result, "seconds": 1.0, "at": "now"}
@@ -143,8 +143,7 @@ def test_the_critics_arm_has_the_pipelines_own_pairs(source: Path, config: RunCo
     assert RunConfig.load(folder / "run.yaml") == config
     assert marker(folder, "prepare") == {"rows": 6, "good": 6}
     assert marker(folder, "round-1-preferences")["ledger"]["pairs"] == pairs_of(folder) == 4
-    # It asks no POPE questions, so the base's answers have no counterpart in its report.
-    assert marker(folder, "round-0-evaluate") == {"recall": {"value": 0.5}, "pope": {}}
+    assert marker(folder, "round-0-evaluate") == {"recall": {"value": 0.5}}
 
 
 def test_fewer_prompts_are_the_first_of_the_index(source: Path, config: RunConfig) -> None:
