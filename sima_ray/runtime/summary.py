@@ -46,7 +46,10 @@ def summarise_run(run: Run) -> JsonDict:
     result: JsonDict = {"run": run.config.name, "folder": run.folder.root}
     if run.config.evaluation is not None:
         result |= _evaluations(run, run.config.evaluation)
-    result["critic"] = critic_figures(run, 1)
+    given = run.done("round-1-pairs")
+    result["critic"] = None if given else critic_figures(run, 1)
+    if given:
+        result["given"] = given["result"]["given"]
     result["ledger"] = ledger.to_json()
     result |= rounds(run)
     result["seconds"] = seconds(run)
@@ -62,7 +65,7 @@ def total_ledger(run: Run) -> Ledger:
     """
     total = Ledger(0)
     for number in range(1, run.config.rounds + 1):
-        if done := run.done(f"round-{number}-preferences"):
+        if done := run.done(f"round-{number}-preferences") or run.done(f"round-{number}-pairs"):
             ledger = Ledger.from_json(done["result"]["ledger"])
             ledger.check()
             total = total + ledger
@@ -99,7 +102,7 @@ def seconds(run: Run) -> dict[str, float]:
     """Wall seconds of each finished stage, in the order in which they ran."""
     keys = ["prepare", "round-0-evaluate"]
     for number in range(1, run.config.rounds + 1):
-        names = ("prompts", "candidates", "preferences", "train", "merge", "evaluate")
+        names = ("pairs", "prompts", "candidates", "preferences", "train", "merge", "evaluate")
         keys += [f"round-{number}-{name}" for name in names]
     return {key: done["seconds"] for key in keys if (done := run.done(key))}
 
