@@ -19,7 +19,8 @@ from sima_ray.errors import DataError
 
 _ROWS = 32
 _BUFFER_BYTES = 1 << 20
-"""Columns of a Parquet row group are read through a buffer of this size: whole, they may be gigabytes."""
+"""Columns of a Parquet row group are read through a buffer of this size: whole, they may be gigabytes. What is
+held is a page of each, for which most writers take the rows of a group up to a thousand."""
 
 _SPLIT = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 """How files of the Hugging Face hub are named."""
@@ -95,7 +96,8 @@ def _read_file(location: str, columns: Collection[str]) -> Iterator[Record]:
 def _parquet(
     filesystem: fs.FileSystem, path: str, columns: Collection[str], location: str
 ) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as file:
+    streamed = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+    with pq.ParquetFile(path, filesystem=filesystem, **streamed) as file:
         wanted = _known(file.schema_arrow.names, columns, location)
         yield from file.iter_batches(_ROWS, columns=wanted)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sima_ray.data.export import export_llava, export_trl
 from sima_ray.data.foreign import Taken, origin_of, take_pairs
 from sima_ray.data.locations import load_image
 from sima_ray.data.preference import Form, NoPair, SetAside, to_preference
+from sima_ray.data.record_files import read_records
 from sima_ray.errors import DataError
 from sima_ray.records import PreferencePair
 
@@ -315,6 +317,23 @@ def test_a_source_without_a_pair_leaves_what_was_there(
         take([str(tmp_path / name)], tmp_path)
     assert name in str(caught.value)
     assert (tmp_path / "pairs.parquet").read_text() == "before"
+
+
+def test_a_file_of_images_is_streamed(tmp_path: Path) -> None:
+    """80 MB in two row groups of small pages: neither the file nor a row group is held."""
+    noise = random.Random(0).randbytes(200_000)
+    rows = [{"image": {"bytes": noise + bytes([n % 256]), "path": None}} for n in range(400)]
+    table = pa.Table.from_pylist(rows, pa.schema([("image", IMAGE)]))
+    file = tmp_path / "big.parquet"
+    plain: Any = {"use_dictionary": False, "compression": "none"}
+    pq.write_table(table, file, row_group_size=200, write_batch_size=8, **plain)
+    assert file.stat().st_size > 75_000_000
+    del rows, table
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for _, row in read_records(str(file), {"image"}):
+        most = max(most, pa.total_allocated_bytes() - before)
+        count += len(row["image"]["bytes"]) == 200_001
+    assert count == 400 and most < 25_000_000
 
 
 def test_columns_that_say_nothing_are_named(tmp_path: Path) -> None:
