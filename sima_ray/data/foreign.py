@@ -72,7 +72,7 @@ class Taken:
     Attributes:
         sources: What each location held.
         written: Images that were written, embedded ones each once.
-        there: Embedded images that were there already.
+        there: Embedded images that were there before.
         size: Bytes of the written ones.
         problems: A line for some records that were set aside, of each reason the first.
     """
@@ -83,12 +83,14 @@ class Taken:
     size: int = 0
     problems: list[str] = field(default_factory=list[str])
 
-    def count_images(self, placed: Iterable["_Placed | NoPair"]) -> None:
-        """Count embedded images that were written, or were there."""
-        sizes = [p.written for p in placed if isinstance(p, _Placed) and p.written is not None]
+    def count_images(self, placed: Iterable["_Placed | NoPair"], counted: set[str]) -> None:
+        """Count embedded images that were written, or were there; each once, by its name."""
+        found = {p.name: p.written for p in placed if isinstance(p, _Placed)}
+        sizes = [n for name, n in found.items() if n is not None and name not in counted]
         self.written += sum(size > 0 for size in sizes)
         self.there += sum(size == 0 for size in sizes)
         self.size += sum(sizes)
+        counted.update(found)
 
     def set_aside(self, where: str, problem: NoPair) -> None:
         """Count a record of the last source that became no pair."""
@@ -169,7 +171,7 @@ def take_pairs(
                     said = [row.said for row in chunk if isinstance(row.said, Preference)]
                     shown = dict.fromkeys(preference.image for preference in said)
                     found = dict(zip(shown, pool.map(placed, shown), strict=True))
-                    taken.count_images(found.values())
+                    taken.count_images(found.values(), seen.images)
                     yield from _pairs(chunk, found, taken, seen)
                     on_progress(taken)
 
@@ -193,9 +195,10 @@ def origin_of(pairs: str) -> JsonDict | None:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Hashes and ids of all pairs so far."""
+    """Hashes and ids of all pairs so far, and the names of their images."""
 
     digests: set[bytes] = field(default_factory=set[bytes])
+    images: set[str] = field(default_factory=set[str])
     ids: set[str] = field(default_factory=set[str])
 
     def pair(self, said: Preference, image: str) -> PreferencePair:

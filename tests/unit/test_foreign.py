@@ -1,9 +1,11 @@
 """Other projects' preference data as pairs: three forms that say the same, and every record a pair or counted."""
 
+import gzip
 import io
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,27 @@ def test_run_again_it_writes_no_image_twice(pairs: list[PreferencePair], tmp_pat
     again = take([location], tmp_path / "out")
     assert (again.written, again.there) == (1, 8)
     assert cut.read_bytes() == whole and read(tmp_path / "out") == before
+
+
+def test_an_image_of_many_pairs_is_written_and_counted_once(tmp_path: Path) -> None:
+    pair = easy_pairs(tmp_path / "source", 1)[0]
+    many = [replace(pair, row_id=f"r{n}", prompt=f"What is {n}?") for n in range(200)]
+    location = rlaif_v(many, tmp_path / "source", tmp_path / "rlaif.parquet")
+    taken = take([location], tmp_path / "out")
+    assert (taken.pairs, taken.written, taken.there) == (200, 1, 0)
+
+
+def test_json_lines_compressed_with_a_line_that_is_none(tmp_path: Path) -> None:
+    easy_pairs(tmp_path / "images", 2)
+    other = {"images": ["1.png"], "prompt": QUESTION, "chosen": ANSWER, "rejected": "Hm."}
+    lines = "\n".join([json.dumps(BASE | {"id": "a"}), "", "{cut", json.dumps(other)])
+    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    taken = take([str(tmp_path / "pairs.jsonl.gz")], tmp_path / "out", tmp_path / "images")
+    assert taken.problems == [
+        f"{tmp_path}/pairs.jsonl.gz: line 3: malformed: must be a JSON object"
+    ]
+    assert [row.image for row in read(tmp_path / "out")] == ["0.png", "1.png"]
+    assert read(tmp_path / "out")[0].row_id == "a" and taken.pairs == 2
 
 
 def test_folders_of_the_hub_and_of_datasets(pairs: list[PreferencePair], tmp_path: Path) -> None:
