@@ -82,7 +82,11 @@ class Ledger:
             raise LedgerError(f"the ledger does not add up: {'; '.join(problems)}")
 
     def equation(self) -> str:
-        """Rows in and where each ended, as people read it: "800 prompts = 394 pairs + 43 inconsistent"."""
+        """Rows in and where each ended, as people read it: "800 prompts = 394 pairs + 43 inconsistent".
+
+        A run that began with given pairs has those in: "900 given pairs = 880 pairs + 20 length policy".
+        """
+        rows = "given pairs" if self.outcomes[Outcome.GIVEN] else "prompts"
         pairs = f"{self.pairs:,} pairs"
         if kept := self.outcomes[Outcome.INCONSISTENT_KEPT]:
             pairs += f" ({kept:,} of inconsistent verdicts)"
@@ -91,7 +95,7 @@ class Ledger:
             for outcome, count in self.outcomes.items()
             if count and not outcome.is_pair
         ]
-        return f"{self.rows:,} prompts = " + " + ".join([pairs, *rest])
+        return f"{self.rows:,} {rows} = " + " + ".join([pairs, *rest])
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain values.

@@ -31,6 +31,7 @@ class Outcome(StrEnum):
     PREFERRED_SECOND = "preferred_second"  # both orders chose candidate 1: a pair
     INCONSISTENT = "inconsistent"  # the orders disagree: a tie
     INCONSISTENT_KEPT = "inconsistent_kept"  # they disagree, and the config keeps it: a pair
+    GIVEN = "given"  # a pair that the run began with, in place of a prompt: a pair
     UNPARSEABLE = "unparseable"  # at least one critique has no verdict
     IDENTICAL = "identical"  # the candidates say the same: nothing to prefer, no critique asked
     LENGTH_POLICY = "length_policy"  # a verdict that the length policy left out of the pairs
@@ -39,7 +40,7 @@ class Outcome(StrEnum):
     @property
     def is_pair(self) -> bool:
         """Whether the row became a preference pair."""
-        return self.is_preference or self is Outcome.INCONSISTENT_KEPT
+        return self.is_preference or self in (Outcome.INCONSISTENT_KEPT, Outcome.GIVEN)
 
     @property
     def is_preference(self) -> bool:
@@ -143,7 +144,7 @@ class PreferencePair:
     Attributes:
         row_id, image, prompt: What was asked.
         chosen, rejected: The responses.
-        chosen_from, rejected_from: Their candidates' kinds.
+        chosen_from, rejected_from: Their candidates' kinds; "given" where another data set brought them.
         weight: Scales the pair's loss.
         chosen_logp, rejected_logp: Sums of the log-probabilities of the responses' tokens, the end
             included, as the policy generated them; None where that is not known, or the response
@@ -225,3 +226,21 @@ ROW_SCHEMA = pa.schema(
 )
 """The one schema of the preferences data set; columns that a stage has not reached yet are null, and
 so are, as they are read, those that a file of an older version lacks, fields of structs among them."""
+
+PAIR_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        ("image", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_from", pa.string()),
+        ("rejected_from", pa.string()),
+        ("weight", pa.float64()),
+        ("chosen_logp", pa.float64()),
+        ("rejected_logp", pa.float64()),
+        ("chosen_tokens", pa.int32()),
+        ("rejected_tokens", pa.int32()),
+    ]
+)
+"""The columns of `PreferencePair`, as pairs.parquet has them."""

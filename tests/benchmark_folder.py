@@ -154,7 +154,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @dataclass
-class TableService:
+class TableService(Policy):
     """A policy service in this process: an answer by question and round.
 
     Attributes:

@@ -15,11 +15,20 @@ from sima_ray.errors import ConfigError
 
 
 class DataConfig(Section):
-    """What the policy is asked, and how bad input is told from good."""
+    """What a run begins with, prompts or given pairs, and how bad input is told from good."""
 
-    prompts: Location = Field(description="JSON lines: image, text, ground_truth, optional id.")
+    prompts: Location | None = Field(
+        default=None, description="JSON lines: image, text, ground_truth, optional id."
+    )
+    pairs: Location | None = Field(
+        default=None,
+        description="In place of prompts: preference pairs to train on, as `sima data pairs` makes them "
+        "of other data sets, or a run's pairs.parquet.",
+    )
     images: Location = Field(description="Folder or URI that image names are relative to.")
-    limit: int | None = Field(default=None, ge=1, description="Use only the first N prompts.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Use only the first N prompts or pairs."
+    )
     max_image_pixels: int = Field(
         default=50_000_000, ge=1, description="Larger images are set aside, by their header."
     )
@@ -31,6 +40,12 @@ class DataConfig(Section):
         description="unsettled: a later round asks only what the round before gave no consistent "
         "verdict on, or one that evaluation.error_counter counts against.",
     )
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if (self.prompts is None) == (self.pairs is None):
+            raise ValueError("give prompts, or pairs in their place: one of the two is required")
+        return self
 
 
 class GenerationConfig(Section):
@@ -149,6 +164,16 @@ class RunConfig(Section):
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.data.pairs is None:
+            return self
+        if self.rounds > 1:
+            raise ValueError("rounds: with data.pairs there is one; later ones need data.prompts")
+        if self.pairs.inconsistent_weight:
+            raise ValueError("pairs.inconsistent_weight: given pairs (data.pairs) have no verdicts")
+        return self
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from sima_ray.data.locations import one_line, open_location
 from sima_ray.data.prompts import FIELDS, PLACEHOLDER
+from sima_ray.data.record_files import json_records, named
 from sima_ray.errors import DataError
 from sima_ray.ports import JsonDict
 
@@ -78,7 +79,7 @@ def draw_prompts(locations: Iterable[str], output: str, *, count: int | None, se
     prompts: dict[bytes, str] = {}
     for location in locations:
         source = Source(location)
-        for where, record in _records(location):
+        for where, record in json_records(location):
             source.records += 1
             try:
                 prompt = to_prompt(record)
@@ -90,6 +91,7 @@ def draw_prompts(locations: Iterable[str], output: str, *, count: int | None, se
             except _NoPrompt as none:
                 source.set_aside[none.reason] += 1
                 if none.reason is not SetAside.DUPLICATE:
+                    where = named(where, record.get("id") if isinstance(record, dict) else None)
                     problems.append(f"{location}: {where}: {none.reason}: {one_line(none)}")
         sources.append(source)
     if not prompts:
@@ -146,46 +148,6 @@ def _text(value: Any, reason: SetAside, name: str) -> str:
 def _place(prompt: JsonDict, seed: int) -> bytes:
     words = json.dumps([seed, *(prompt[name] for name in FIELDS)])
     return hashlib.sha256(words.encode()).digest()
-
-
-def _records(location: str) -> Iterator[tuple[str, Any]]:
-    """Each record, or None for a line that is no JSON, and where it is."""
-    text = _read(location)
-    if not text.lstrip().startswith("["):
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"line {number}", _parsed(line)
-        return
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{location}: not JSON: {one_line(error)}; was its download cut off?"
-        ) from error
-    for number, record in enumerate(records, 1):
-        name = record.get("id") if isinstance(record, dict) else None
-        yield (
-            f"record {number}" + (f" (id {one_line(str(name))})" if name is not None else ""),
-            record,
-        )
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _read(location: str) -> str:
-    filesystem, path = open_location(location)
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{location}: not UTF-8 at byte {error.start}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{location}: cannot be read: {one_line(error)}") from error
 
 
 def _write(output: str, lines: Iterable[str]) -> None:

@@ -44,8 +44,8 @@ class PromptIndex:
     problems: Counter[Quarantine]
 
 
-class _BadLine(Exception):
-    """A line that is no usable prompt."""
+class BadLine(Exception):
+    """A line that is no usable prompt, or a field that is none."""
 
     def __init__(self, reason: Quarantine, message: str) -> None:
         super().__init__(message)
@@ -80,11 +80,11 @@ class _Checker:
             self._check(values, row)
             row["row_id"] = given or _content_id(row)
             if row["row_id"] in self.ids:
-                raise _BadLine(
+                raise BadLine(
                     Quarantine.DUPLICATE_ID,
                     "an earlier line has this id" if given else "an earlier line says the same",
                 )
-        except _BadLine as bad:
+        except BadLine as bad:
             row["quarantine"], row["error"] = bad.reason.value, one_line(bad)
             row["row_id"] = self._free_id(row["row_id"], line.number)
         self.ids.add(row["row_id"])
@@ -94,20 +94,18 @@ class _Checker:
         """The line's JSON object."""
         if line.too_long:
             limit = _max_line_bytes(self.config)
-            raise _BadLine(Quarantine.FIELD_TOO_LONG, f"the line has more than {limit:,} bytes")
+            raise BadLine(Quarantine.FIELD_TOO_LONG, f"the line has more than {limit:,} bytes")
         try:
             values = json.loads(line.data.decode("utf-8-sig" if line.number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
-            raise _BadLine(
+            raise BadLine(
                 Quarantine.MALFORMED_LINE, f"not UTF-8 at byte {error.start} of the line"
             ) from error
         except (ValueError, RecursionError) as error:
             cut = "" if line.ended else " (the file ends within this line: it may have been cut)"
-            raise _BadLine(
-                Quarantine.MALFORMED_LINE, f"not JSON: {one_line(error)}{cut}"
-            ) from error
+            raise BadLine(Quarantine.MALFORMED_LINE, f"not JSON: {one_line(error)}{cut}") from error
         if not isinstance(values, dict):
-            raise _BadLine(
+            raise BadLine(
                 Quarantine.MALFORMED_LINE, f"must be a JSON object, not {_json_type(values)}"
             )
         return values
@@ -123,26 +121,26 @@ class _Checker:
         if given is None:
             return None
         if isinstance(given, bool) or not isinstance(given, str | int):
-            raise _BadLine(
+            raise BadLine(
                 Quarantine.MALFORMED_LINE,
                 f"'id' must be a string or integer, not {_json_type(given)}",
             )
-        return _text("id", str(given), MAX_NAME_CHARS)
+        return checked_text("id", str(given), MAX_NAME_CHARS)
 
     def _check(self, values: JsonDict, row: JsonDict) -> None:
         """Put the checked fields into the row."""
         for name in FIELDS:
             value = values.get(name)
             if value is None:
-                raise _BadLine(Quarantine.MISSING_FIELD, f"'{name}' is missing")
+                raise BadLine(Quarantine.MISSING_FIELD, f"'{name}' is missing")
             if not isinstance(value, str):
-                raise _BadLine(
+                raise BadLine(
                     Quarantine.MALFORMED_LINE, f"'{name}' must be a string, not {_json_type(value)}"
                 )
             if name == "text":
                 value = PLACEHOLDER.sub(" ", value)
             limit = MAX_NAME_CHARS if name == "image" else self.config.max_text_chars
-            row[name] = _text(name, value, limit)
+            row[name] = checked_text(name, value, limit)
 
     def _free_id(self, given: str | None, number: int) -> str:
         """An id for a bad row that no other row has: the given one, if it has one, and the line."""
@@ -207,10 +205,21 @@ def read_index(index: str, *, bad: bool = False) -> Iterator[JsonDict]:
 def check_images(config: DataConfig, index: str, *, threads: int = 4) -> Iterator[JsonDict]:
     """The good rows of an index whose image cannot be used, with `quarantine` and `error` set.
 
+    Raises:
+        DataError: The index or the image root cannot be opened.
+    """
+    return check_rows(config, read_index(index), threads=threads)
+
+
+def check_rows(
+    config: DataConfig, rows: Iterator[JsonDict], *, threads: int = 4
+) -> Iterator[JsonDict]:
+    """Of rows with an `image`, those whose image cannot be used, with `quarantine` and `error` set.
+
     The stages load images by the same function, so what passes here passes there.
 
     Raises:
-        DataError: The index or the image root cannot be opened.
+        DataError: The image root cannot be opened.
     """
 
     def checked(row: JsonDict) -> JsonDict:
@@ -220,10 +229,9 @@ def check_images(config: DataConfig, index: str, *, threads: int = 4) -> Iterato
             return {**row, "quarantine": problem.reason.value, "error": str(problem)}
         return row
 
-    rows = read_index(index)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(rows, 16 * threads)):
-            yield from (row for row in pool.map(checked, chunk) if row["quarantine"])
+            yield from (row for row in pool.map(checked, chunk) if row.get("quarantine"))
 
 
 def problem_lines(index: str) -> Iterator[str]:
@@ -255,6 +263,7 @@ def _check_folder(images: str) -> None:
 def _lines(config: DataConfig) -> Iterator[_Line]:
     """The lines of the prompts file that are not blank; none held beyond the limit of a line."""
     limit = _max_line_bytes(config)
+    assert config.prompts is not None
     filesystem, path = open_location(config.prompts)
     number, held, too_long = 1, b"", False
     try:
@@ -280,15 +289,19 @@ def _max_line_bytes(config: DataConfig) -> int:
     return 24 * config.max_text_chars + (64 << 10)
 
 
-def _text(name: str, value: str, limit: int) -> str:
-    """A field's value without white space around it, checked."""
+def checked_text(name: str, value: str, limit: int) -> str:
+    """A field's value without white space around it.
+
+    Raises:
+        BadLine: It is empty, too long, or cannot be written as UTF-8.
+    """
     value = value.strip()
     if not _encodes(value):
-        raise _BadLine(Quarantine.MALFORMED_LINE, f"'{name}' holds half a surrogate pair")
+        raise BadLine(Quarantine.MALFORMED_LINE, f"'{name}' holds half a surrogate pair")
     if not value:
-        raise _BadLine(Quarantine.EMPTY_FIELD, f"'{name}' is empty")
+        raise BadLine(Quarantine.EMPTY_FIELD, f"'{name}' is empty")
     if len(value) > limit:
-        raise _BadLine(
+        raise BadLine(
             Quarantine.FIELD_TOO_LONG,
             f"'{name}' has {len(value):,} characters, over the {limit:,} allowed",
         )

@@ -26,6 +26,7 @@ from sima_ray.ledger import Ledger
 from sima_ray.pairs import PairLengths, apply_length_policy, believed_preference, to_pair
 from sima_ray.ports import JsonDict
 from sima_ray.records import (
+    PAIR_SCHEMA,
     ROW_SCHEMA,
     Candidate,
     Critique,
@@ -34,24 +35,6 @@ from sima_ray.records import (
     Prompt,
     Quarantine,
 )
-
-PAIR_SCHEMA = pa.schema(
-    [
-        pa.field("row_id", pa.string(), nullable=False),
-        ("image", pa.string()),
-        ("prompt", pa.string()),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("chosen_from", pa.string()),
-        ("rejected_from", pa.string()),
-        ("weight", pa.float64()),
-        ("chosen_logp", pa.float64()),
-        ("rejected_logp", pa.float64()),
-        ("chosen_tokens", pa.int32()),
-        ("rejected_tokens", pa.int32()),
-    ]
-)
-"""The columns of `PreferencePair`, as pairs.parquet has them."""
 
 PAIRS_FILE = "pairs.parquet"
 QUARANTINE_FILE = "quarantine.jsonl"

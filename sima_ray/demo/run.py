@@ -101,8 +101,14 @@ def _follow(
 
 def _make_world(config: RunConfig) -> int:
     """Build the splits that the config names, where it names them, and return the number of images."""
-    if config.evaluation is None or config.evaluation.prompts is None:
-        raise ConfigError("the demo's config needs an `evaluation` section with prompts")
+    if (
+        config.evaluation is None
+        or config.evaluation.prompts is None
+        or config.data.prompts is None
+    ):
+        raise ConfigError(
+            "the demo's config needs `data.prompts` and an `evaluation` section with prompts"
+        )
     build_world(Path(config.data.prompts).parent, "train", SCENES["train"], PROMPTS_SEED)
     build_world(Path(config.evaluation.prompts).parent, "test", SCENES["test"])
     return sum(SCENES.values())

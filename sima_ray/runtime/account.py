@@ -12,7 +12,7 @@ from sima_ray.ledger import Ledger
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.columns import columns
 from sima_ray.runtime.progress import duration
-from sima_ray.runtime.runs import FinishedStage, RunView, view
+from sima_ray.runtime.runs import MAKE_PAIRS, FinishedStage, RunView, given_words, view
 
 _USAGE = ("requests", "prompt_tokens", "cached_tokens", "tokens")
 
@@ -91,7 +91,7 @@ def account(folder: Path, price: float | None = None) -> Account:
     ledgers: dict[int, Ledger] = {}
     problems: list[str] = []
     for stage in run.done:
-        if stage.stage != "preferences" or stage.round is None:
+        if stage.stage not in MAKE_PAIRS or stage.round is None:
             continue
         where = f"round {stage.round}"
         try:
@@ -118,6 +118,8 @@ def show(shown: Account, price: float | None = None) -> str:
     """The account for people; fits 100 columns."""
     run = shown.run
     lines = [("run", f"{run.name} · {run.folder}"), ("state", _state_line(run))]
+    if given := shown.provenance.get("given"):
+        lines.append(("began with", f"given pairs: {given_words(given)}"))
     lines += [(f"round {n}", ledger.equation()) for n, ledger in sorted(shown.ledgers.items())]
     if len(shown.ledgers) > 1:
         lines.append(("total", shown.total.equation()))

@@ -20,7 +20,10 @@ from sima_ray.runtime.jobs import Job, since
 _OF_ALL_ROUNDS = ("pipeline", "report")
 """What is submitted for the whole run; the other stages are for a round."""
 
-_IN_TURN = ("prompts", "candidates", "preferences", "train", "merge", "evaluate")
+MAKE_PAIRS = ("preferences", "pairs")
+"""The stages that leave a round's pairs and its ledger: one asks and judges, one takes given pairs."""
+
+_IN_TURN = ("pairs", "prompts", "candidates", "preferences", "train", "merge", "evaluate")
 """The stages of a round, where two ended in the same second."""
 
 _ROUND_KEY = re.compile(r"round-(?P<round>\d+)-(?P<stage>.+)")
@@ -122,7 +125,7 @@ class RunView:
     @property
     def pairs(self) -> int:
         """Preference pairs of all rounds."""
-        made = (stage.result for stage in self.done if stage.stage == "preferences")
+        made = (stage.result for stage in self.done if stage.stage in MAKE_PAIRS)
         return sum(result["ledger"]["pairs"] for result in made)
 
     def to_json(self, live: Collection[str] = ()) -> JsonDict:
@@ -269,6 +272,13 @@ def resumption(name: str, root: Path) -> Resumption:
     stage, number = run.attempt.stage, run.attempt.round
     arguments = () if stage in _OF_ALL_ROUNDS else ("--round", str(number))
     return Resumption(run, config, stage, arguments)
+
+
+def given_words(given: JsonDict) -> str:
+    """A run's given pairs, and what they were made of where that is known."""
+    origin = given["origin"]
+    made_of = ", ".join(source["location"] for source in origin["sources"]) if origin else ""
+    return given["pairs"] + (f", made of {made_of}" if made_of else "")
 
 
 def done_line(run: RunView) -> str:

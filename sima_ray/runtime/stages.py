@@ -23,6 +23,7 @@ from sima_ray.ports import JsonDict, Policy
 from sima_ray.runtime import evaluation, summary
 from sima_ray.runtime.client import connect_policy
 from sima_ray.runtime.evaluating import evaluate
+from sima_ray.runtime.given import given_pairs, refuse_preferences
 from sima_ray.runtime.meter import Meter
 from sima_ray.runtime.progress import Stage, duration
 from sima_ray.runtime.room import ensure_room, run_demands, serving_demand, training_demand
@@ -117,6 +118,7 @@ def choose_prompts(run: Run, number: int) -> JsonDict:
 
 def preferences(run: Run, number: int, service: PolicyService) -> JsonDict:
     """Round `number`: candidates and critiques by the policy of the round before, then pairs."""
+    refuse_preferences(run)
     if not _chooses(run, number):
         prepared = prepare(run)
     elif (chosen := run.done(f"round-{number}-prompts")) is not None:
@@ -218,7 +220,7 @@ def _mix(run: Run, number: int) -> JsonDict:
 
 
 def train(run: Run, number: int) -> JsonDict:
-    """Round `number`: DPO with LoRA on the round's pairs."""
+    """Round `number`: DPO with LoRA on the round's pairs, or on those that the run began with."""
     # Imported here, so that the other stages start without torch and DeepSpeed.
     from sima_ray.runtime.training import TrainProgress, run_training
 
@@ -254,6 +256,8 @@ def train(run: Run, number: int) -> JsonDict:
             line += f", {set_aside:,} set aside"
         return asdict(result), line
 
+    if config.data.pairs is not None and run.done("round-1-pairs") is None:
+        given_pairs(run)
     _needs(run, f"round-{number}/pairs.parquet", "preferences")
     if run.done(f"round-{number}-train") is None:
         ensure_room([[training_demand(config.training)]], run.progress.say)
@@ -289,7 +293,8 @@ def merge_adapter(run: Run, number: int) -> JsonDict:
 def report(run: Run) -> JsonDict:
     """The run's summary: before and after with intervals, the critic, the ledger, the seconds."""
     last = last_round(run)
-    _needs(run, f"round-{last}/ledger.json", "preferences")
+    made_by = "preferences" if run.config.data.pairs is None else "train"
+    _needs(run, f"round-{last}/ledger.json", made_by)
     if "chair" in _of_rounds(run):
         _needs(run, "round-0/captions.jsonl", "evaluate --round 0")
         _needs(run, f"round-{last}/captions.jsonl", "evaluate")
@@ -320,10 +325,12 @@ def rounds(run: Run, service: PolicyService) -> None:
     config, suites = run.config, _of_rounds(run)
     if any(run.done(f"round-{k}-train") is None for k in range(1, last_round(run) + 1)):
         ensure_room(run_demands(config.policy, config.training), run.progress.say)
+    given = given_pairs(run) if config.data.pairs is not None else None
     if suites:
         evaluate(run, 0, service, suites)
     for number in range(1, config.rounds + 1):
-        if not _chooses(run, number) or choose_prompts(run, number)["rows"]:
+        asks = not _chooses(run, number) or choose_prompts(run, number)["rows"]
+        if given is None and asks:
             preferences(run, number, service)
         if number > 1 and (reason := idle(run, number)):
             run.progress.say(f"{'rounds':<12} {reason}")

@@ -52,7 +52,10 @@ def summarise_run(run: Run) -> JsonDict:
             result |= _evaluations(run, run.config.evaluation)
         if suites := compared(run, 0, best_round(run)):
             result["suites"] = suites
-    result["critic"] = critic_figures(run, 1)
+    given = run.done("round-1-pairs")
+    result["critic"] = None if given else critic_figures(run, 1)
+    if given:
+        result["given"] = given["result"]["given"]
     result["ledger"] = ledger.to_json()
     result |= rounds(run)
     result["seconds"] = seconds(run)
@@ -68,7 +71,7 @@ def total_ledger(run: Run) -> Ledger:
     """
     total = Ledger(0)
     for number in range(1, run.config.rounds + 1):
-        if done := run.done(f"round-{number}-preferences"):
+        if done := run.done(f"round-{number}-preferences") or run.done(f"round-{number}-pairs"):
             ledger = Ledger.from_json(done["result"]["ledger"])
             ledger.check()
             total = total + ledger
@@ -105,7 +108,7 @@ def seconds(run: Run) -> dict[str, float]:
     """Wall seconds of each finished stage, in the order in which they ran."""
     keys = ["prepare", "round-0-evaluate"]
     for number in range(1, run.config.rounds + 1):
-        names = ("prompts", "candidates", "preferences", "train", "merge", "evaluate")
+        names = ("pairs", "prompts", "candidates", "preferences", "train", "merge", "evaluate")
         keys += [f"round-{number}-{name}" for name in names]
     for number in range(run.config.rounds + 1):
         keys += [marker(name, number) for name in TITLES if name != "chair"]

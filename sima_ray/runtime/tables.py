@@ -10,6 +10,7 @@ from sima_ray.config.evaluation import SuiteName
 from sima_ray.errors import DataError
 from sima_ray.ledger import Ledger
 from sima_ray.ports import JsonDict
+from sima_ray.runtime.runs import given_words
 from sima_ray.runtime.suites import TITLES
 from sima_ray.runtime.summary import FIGURES
 
@@ -31,7 +32,9 @@ def show_summary(folder: Path) -> None:
         console.print(suite_table(name, suite, result["confidence"]))
         if suite["after"] and suite["after"].get("judge"):
             console.print(judge_line(suite["after"]["judge"]))
-    console.print(critic_line(result["critic"]))
+    console.print(
+        given_line(result["given"]) if "given" in result else critic_line(result["critic"])
+    )
     console.print(ledger_line(result["ledger"]))
 
 
@@ -98,6 +101,11 @@ def critic_line(critic: JsonDict) -> str:
     if critic["agreement_with_oracle"] is not None:
         line += f", {critic['agreement_with_oracle']:.1%} agree with the count of errors where it decides"
     return line
+
+
+def given_line(given: JsonDict) -> str:
+    """What a run that had no critic began with, on one line."""
+    return f"given    {given_words(given)}"
 
 
 def ledger_line(ledger: JsonDict) -> str:

@@ -39,6 +39,11 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 GENERATION = GenerationConfig(concurrency=8, batch_size=10)
 
 
+def prompts_of(data: DataConfig) -> str:
+    assert data.prompts is not None
+    return data.prompts
+
+
 @pytest.fixture
 def book() -> Any:
     return SharedBook()
@@ -57,7 +62,7 @@ def indexed(data: DataConfig, ways: list[str]) -> str:
 
     "bad" is a line without ground truth, "lost" one whose image is not there.
     """
-    with open(data.prompts, "w", encoding="utf-8") as file:
+    with open(prompts_of(data), "w", encoding="utf-8") as file:
         for number, way in enumerate(ways):
             line = {
                 "id": f"r{number}",
@@ -69,7 +74,7 @@ def indexed(data: DataConfig, ways: list[str]) -> str:
             if way == "lost":
                 line["image"] = "lost.jpg"
             file.write(json.dumps(line) + "\n")
-    index = str(Path(data.prompts).parent / "prompts.parquet")
+    index = str(Path(prompts_of(data)).parent / "prompts.parquet")
     index_prompts(data, index)
     return index
 
@@ -102,7 +107,7 @@ WAYS = ["plain", "same", "tie", "mumble", "refused", "crash", "bad", "lost"]
 
 
 def test_rows_in_are_rows_out_each_with_its_outcome(data: DataConfig, book: Any) -> None:
-    index, folder = indexed(data, WAYS * 6), str(Path(data.prompts).parent / "preferences")
+    index, folder = indexed(data, WAYS * 6), str(Path(prompts_of(data)).parent / "preferences")
     write_preferences(chain(data, index, folder, fake(book)), folder)
     rows = read(folder)
     assert len(rows) == 48
@@ -188,8 +193,8 @@ def test_one_in_a_hundred_is_bad_in_each_of_eight_ways(data: DataConfig, book: A
     places = {reason: 50 + 100 * k for k, reason in enumerate(bad)}
     for reason, line in bad.items():
         lines.insert(places[reason] - 1, line)
-    Path(data.prompts).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    index, folder = str(Path(data.prompts).parent / "prompts.parquet"), f"{data.images}-out"
+    Path(prompts_of(data)).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    index, folder = str(Path(prompts_of(data)).parent / "prompts.parquet"), f"{data.images}-out"
     index_prompts(data, index)
     many = GenerationConfig(concurrency=32, batch_size=100)
     write_preferences(chain(data, index, f"{folder}/rows", fake(book), many), f"{folder}/rows")
@@ -206,7 +211,10 @@ def test_one_in_a_hundred_is_bad_in_each_of_eight_ways(data: DataConfig, book: A
 def test_a_run_stops_when_the_policy_goes_down_and_goes_on_afterwards(
     data: DataConfig, book: Any
 ) -> None:
-    index, folder = indexed(data, ["plain"] * 120), str(Path(data.prompts).parent / "preferences")
+    index, folder = (
+        indexed(data, ["plain"] * 120),
+        str(Path(prompts_of(data)).parent / "preferences"),
+    )
     with pytest.raises(ServiceError, match=r"of the last \d+ rows failed, .* no replica answers"):
         write_preferences(chain(data, index, folder, fake(book, down_after=30)), folder)
     before = read(folder)
@@ -223,7 +231,7 @@ def test_rows_that_the_service_failed_are_asked_again(data: DataConfig, book: An
     # Too few rows for the run to stop.
     index, folder = (
         indexed(data, ["plain"] * 38 + ["refused"] * 2),
-        str(Path(data.prompts).parent / "preferences"),
+        str(Path(prompts_of(data)).parent / "preferences"),
     )
     write_preferences(chain(data, index, folder, fake(book, down_after=25)), folder)
     before = read(folder)
@@ -246,7 +254,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_whose_workers_died(data: DataCon
     """The driver is killed half way and the same command run again: no committed row is asked for
     again, and the result is that of another run, which loses workers instead."""
     index = indexed(data, ["plain", "bad", "plain", "tie"] * 25)
-    folder, other = (str(Path(data.prompts).parent / name) for name in ("killed", "other"))
+    folder, other = (str(Path(prompts_of(data)).parent / name) for name in ("killed", "other"))
     half_way(data, index, folder)
     # What a crash in the middle of a write leaves behind.
     Path(folder, "cut-0.parquet").write_bytes(Path(committed_files(folder)[0]).read_bytes()[:-9])

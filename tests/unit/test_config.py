@@ -48,7 +48,8 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("colour", 1, "colour: unknown key"),
         ("training.lora.rank", 8, "training.lora.rank: unknown key"),
         ("policy.engine.gpus", 1, "policy.engine.gpus: unknown key"),
-        ("data.prompts", None, "data.prompts: is required"),
+        ("data.prompts", None, "data: give prompts, or pairs in their place: one of the two"),
+        ("data.pairs", "p.parquet", "data: give prompts, or pairs in their place: one of the two"),
         ("name", None, "name: is required"),
         ("evaluation.images", "x", "evaluation: nothing to evaluate: give prompts, images"),
         (
@@ -147,6 +148,20 @@ def test_suites_of_rounds() -> None:
         RunConfig.parse(MINIMAL | {"evaluation": values | {"every_round": ["chair"]}})
     with pytest.raises(ConfigError, match="early_stopping needs CHAIR in every round"):
         RunConfig.parse(MINIMAL | early | {"evaluation": values})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rounds": 2}, "rounds: with data.pairs there is one"),
+        ({"pairs": {"inconsistent_weight": 0.5}}, "inconsistent_weight: given pairs"),
+    ],
+)
+def test_given_pairs_leave_out_what_needs_prompts(changes: dict[str, Any], words: str) -> None:
+    values = MINIMAL | {"data": {"pairs": "pairs.parquet", "images": "images"}}
+    assert RunConfig.parse(values).data.pairs == str(Path("pairs.parquet").absolute())
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        RunConfig.parse(values | changes)
 
 
 def test_every_problem_is_named() -> None:
