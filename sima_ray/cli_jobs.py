@@ -58,7 +58,7 @@ def submit(
     target = submission.find_cluster(address)
     arguments = () if round is None else ("--round", str(round))
     job = submission.submit(stage, resolved, target, arguments)
-    _submitted(job, target, wait, verbose)
+    submitted(job, target, wait, verbose)
 
 
 def status(
@@ -166,7 +166,7 @@ def resume(
     typer.echo(f"resuming     {' '.join((found.stage, *found.arguments))}")
     target = submission.find_cluster(address)
     job = submission.submit(found.stage, found.config, target, found.arguments)
-    _submitted(job, target, wait, verbose)
+    submitted(job, target, wait, verbose)
 
 
 def follow(job: str, target: "Target", verbose: bool = False) -> None:
@@ -190,7 +190,8 @@ def follow(job: str, target: "Target", verbose: bool = False) -> None:
         raise
 
 
-def _submitted(job: str, target: "Target", wait: bool, verbose: bool) -> None:
+def submitted(job: str, target: "Target", wait: bool, verbose: bool) -> None:
+    """Say which job was submitted, and follow it, or say how to."""
     from sima_ray.runtime import submission
 
     typer.echo(f"job          {job} at {target.address}")

@@ -24,6 +24,7 @@ LEVELS: list[tuple[str, ...]] = [
         "sima_ray.cli",
         "sima_ray.cli_data",
         "sima_ray.cli_jobs",
+        "sima_ray.cli_lmms",
         "sima_ray.cli_runs",
     ),
     ("sima_ray.runtime", "sima_ray.client"),
