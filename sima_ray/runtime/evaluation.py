@@ -266,7 +266,8 @@ def _pope(
         name = location.rpartition("/")[2].removesuffix(".jsonl").removesuffix(".json")
         # A failed answer is no answer: it counts as unparsed, never as right.
         said = [answer or "" for answer in answers]
-        figures[name] = pope(said, [question.expected for question in questions]).to_json()
+        labels = [question.expected for question in questions]
+        figures[name] = pope(said, labels, settings.pope_rule).to_json()
     return figures
 
 

@@ -38,15 +38,16 @@ def prepare(folder: Path, requirements: str) -> Path:
         return python
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    _run(sys.executable, "-m", "venv", str(part))
+    _run(sys.executable, "-m", "venv", "--without-pip", str(part))
+    file = part / "requirements.txt"
+    file.write_text(requirements, encoding="utf-8")
+    # Before it sees our packages: what is pinned is then there, whatever version we have.
+    pip = (sys.executable, "-m", "pip", "--python", str(part / "bin" / "python"), "install")
+    _run(*pip, "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(file))
     ours = "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
     for packages in (part / "lib").glob("python*/site-packages"):
         # By addsitedir, so that the .pth files there take effect too.
         (packages / "_packages_of_sima_ray.pth").write_text(ours, encoding="utf-8")
-    file = part / "requirements.txt"
-    file.write_text(requirements, encoding="utf-8")
-    pip = (str(part / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps")
-    _run(*pip, "--disable-pip-version-check", "-r", str(file))
     (part / "ready").write_text(stamp)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

@@ -18,7 +18,7 @@ from sima_ray.config.lmms import MOST_TOKENS, LmmsEval
 from sima_ray.data.locations import open_location
 from sima_ray.errors import ConfigError, ServiceError
 from sima_ray.metrics.benchmarks import TaskResult
-from sima_ray.policy.checkpoint import fingerprint
+from sima_ray.policy.checkpoint import check_policy, fingerprint
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.critic_token import new_token, token_hash
 from sima_ray.runtime.lmms_environment import default_folder, prepare
@@ -37,10 +37,13 @@ def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
     What was evaluated before, with the same weights and settings and without a failure, is not done again.
 
     Raises:
-        ConfigError: No rounds are given, and none is merged.
+        ConfigError: No rounds are given, and none is merged; a task that lmms-eval does not know.
+        ModelError: A round without a policy.
         ServiceError: Requests, judgements or whole tasks failed: the table is there, and says which.
     """
     settings = settings.model_copy(update={"rounds": settings.rounds or _default_rounds(run)})
+    for number in settings.rounds:
+        check_policy(run.policy(number))
     wanted = [(number, task) for number in settings.rounds for task in settings.tasks]
     kept = {key for key in wanted if _kept(run, settings, *key)}
     for number, task in sorted(kept):
@@ -81,6 +84,10 @@ def _evaluate(run: Run, settings: LmmsEval, waiting: Sequence[Asked]) -> dict[As
     service = PolicyService(run)
     try:
         with LmmsProcess(python, token, settings.variables) as process:
+            tasks = list(dict.fromkeys(task for _, task in waiting))
+            wrong = process.order({"check": tasks, "include_path": settings.include_path})
+            if wrong is not None:
+                raise ConfigError(wrong)
             url = None
             for number, task in waiting:
                 service.ensure(number)
@@ -141,7 +148,7 @@ def _evaluate_task(
             "retries": 1 + run.config.generation.retries,
             "include_path": settings.include_path,
         }
-        if (reason := process.evaluate(order, show)) is not None:
+        if (reason := process.order(order, show)) is not None:
             stage.result(f"round {number} · failed")
             return reason
         try:

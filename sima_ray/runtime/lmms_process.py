@@ -45,7 +45,7 @@ class LmmsProcess:
         """
         if not Path(python).exists():
             raise ConfigError(f"--python {python}: no such file on the cluster's head node")
-        self._command = (str(python), "-I", "-u", lmms_runner.__file__)
+        self.command = (str(python), "-I", "-u", lmms_runner.__file__)
         self._environment = environment(os.environ, variables) | {lmms_runner.TOKEN: token}
         self._on_line = on_line
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,8 +72,13 @@ class LmmsProcess:
             process.kill()
             process.wait()
 
-    def evaluate(self, order: Mapping[str, Any], on_progress: Progress) -> str | None:
-        """Run one order of `lmms_runner`; what went wrong, or None.
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None where none runs."""
+        return self._process and self._process.pid
+
+    def order(self, order: Mapping[str, Any], on_progress: Progress | None = None) -> str | None:
+        """Have an order of `lmms_runner` carried out; what went wrong, or None.
 
         Raises:
             ClusterError: The environment's Python cannot be started.
@@ -89,8 +94,9 @@ class LmmsProcess:
         for line in _lines(process.stdout.fileno()):
             if line.startswith(lmms_runner.REPLY):
                 return json.loads(line.removeprefix(lmms_runner.REPLY))["error"]
-            if bar := _BAR.search(line):
-                on_progress(_COUNTED[bar[1]], int(bar[2]), int(bar[3]))
+            if bar := bar_of(line):
+                if on_progress is not None:
+                    on_progress(*bar)
             elif line.strip():
                 last = line.strip()
                 self._on_line(line)
@@ -101,14 +107,14 @@ class LmmsProcess:
         if self._process is None:
             try:
                 self._process = subprocess.Popen(
-                    self._command,
+                    self.command,
                     env=self._environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                 )
             except OSError as error:
-                raise ClusterError(f"{self._command[0]}: cannot be started: {error}") from error
+                raise ClusterError(f"{self.command[0]}: cannot be started: {error}") from error
         return self._process
 
 
@@ -127,6 +133,12 @@ def environment(ours: Mapping[str, str], variables: Sequence[str]) -> dict[str, 
             )
         theirs[name] = value if given else ours[name]
     return theirs
+
+
+def bar_of(line: str) -> tuple[str, int, int] | None:
+    """What a progress bar of lmms-eval counts, how many are done, and of how many; None for any other line."""
+    bar = _BAR.search(line)
+    return bar and (_COUNTED[bar[1]], int(bar[2]), int(bar[3]))
 
 
 def _lines(descriptor: int) -> Iterator[str]:

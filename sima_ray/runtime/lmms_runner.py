@@ -1,7 +1,7 @@
 """Runs lmms-eval in its own environment: a process that takes orders on stdin and evaluates them one by one.
 
 It is run by its path with that environment's Python, and imports nothing of this project. An order is a JSON
-line (see `main`), its reply a line that starts with `REPLY`. Everything else that comes out is lmms-eval's own talk.
+line (see `main`), its reply a line that starts with `REPLY`. All else that comes out is lmms-eval's own talk.
 The policy's token is in the environment as `TOKEN`; OPENAI_API_KEY stays what judges are asked with.
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from functools import cache
 from typing import Any
 
 REPLY = "[lmms] "
@@ -22,22 +23,28 @@ REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
 
 
 def main() -> None:
-    """Evaluate order after order until stdin ends.
+    """Carry out order after order until stdin ends.
 
-    An order has: task, output (folder), url and model (of the endpoint), version (of the weights, for the record),
-    limit (samples, or null), max_tokens (no task may ask for more), concurrency, retries, and include_path (folder
-    of further tasks, or null).
+    An order to check has: check (names of tasks) and include_path. One to evaluate has: task, output (folder), url
+    and model (of the endpoint), version (of the weights, for the record), limit (samples, or null), max_tokens (no
+    task may ask for more), concurrency, retries, and include_path (folder of further tasks, or null).
     """
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            evaluate(order)
+            (check if "check" in order else evaluate)(order)
             reply: dict[str, Any] = {"error": None}
         except (Exception, SystemExit) as error:  # a task that fails must not cost the others
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
         sys.stderr.flush()
         print(f"\n{REPLY}{json.dumps(reply)}", flush=True)
+
+
+def check(order: dict[str, Any]) -> None:
+    """Find every task, before a model is served for them."""
+    for task in order["check"]:
+        task_manager(task, order["include_path"])
 
 
 def evaluate(order: dict[str, Any]) -> None:
@@ -71,17 +78,23 @@ def evaluate(order: dict[str, Any]) -> None:
 
 
 def task_manager(task: str, include_path: str | None) -> Any:
-    """Knows the tasks; lmms-eval's own thousands are only read when the folder has no task of that name."""
-    from lmms_eval.tasks import TaskManager
-
+    """Knows a task; lmms-eval's own thousands are only read when the folder has none of that name."""
     if include_path is not None:
-        own = TaskManager("WARNING", include_path=include_path, include_defaults=False)
+        own = read_tasks(include_path, False)
         if task in own.all_tasks:
             return own
-    manager = TaskManager("WARNING", include_path=include_path)
+    manager = read_tasks(include_path, True)
     if task not in manager.all_tasks:
         raise ValueError(f"lmms-eval knows no task {task!r}")
     return manager
+
+
+@cache
+def read_tasks(include_path: str | None, defaults: bool) -> Any:
+    """The tasks of a folder, and lmms-eval's own too, which takes seconds."""
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager("WARNING", include_path=include_path, include_defaults=defaults)
 
 
 def make_model(order: dict[str, Any]) -> Any:
