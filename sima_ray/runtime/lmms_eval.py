@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyarrow import fs
@@ -157,7 +157,7 @@ def _evaluate_task(
             stage.result(f"round {number} · failed")
             return str(error)
         _keep(run, number, task, files, {"settings": _identity(run, settings, number, task)})
-        stage.result(f"round {number} · {_headline(files)}")
+        stage.result(f"round {number} · {_headline(read_results(run, number, task))}")
     return None
 
 
@@ -242,12 +242,12 @@ def read_results(run: Run, number: int, task: str) -> dict[str, TaskResult]:
     }
 
 
-def _headline(files: Path) -> str:
-    figures = json.loads((files / "results.json").read_text(encoding="utf-8"))["results"]
-    shown = [
-        f"{name.partition(',')[0]} {value:.4g}"
-        for part in figures.values()
-        for name, value in part.items()
-        if "," in name and "_stderr" not in name and isinstance(value, int | float)
+def _headline(results: Mapping[str, TaskResult]) -> str:
+    """The figures that a task's last line shows, or why there are none."""
+    problems = [f"{name}: {result.problem}" for name, result in results.items() if result.problem]
+    figures = [
+        f"{metric} {value:.4g}"
+        for result in results.values()
+        for metric, value in result.metrics.items()
     ]
-    return " · ".join(shown[:4]) or "no figure"
+    return " · ".join(problems or figures[:4])
