@@ -39,12 +39,14 @@ class TaskResult:
         metrics: Each metric's aggregate.
         higher_is_better: Where lmms-eval says so.
         samples: A mapping for each question, in the order of `doc_id`.
+        unscored: Answers that a judge wrote no score for, by lmms-eval's log.
     """
 
     task: str
     metrics: Mapping[str, float]
     higher_is_better: Mapping[str, bool]
     samples: Sequence[Sample]
+    unscored: int = 0
 
     @classmethod
     def of(cls, task: str, results: Mapping[str, Any], samples: Sequence[Sample]) -> "TaskResult":
@@ -66,7 +68,13 @@ class TaskResult:
             for name, value in figures.items()
             if "," in name and "_stderr" not in name and _is_number(value)
         }
-        return cls(task, metrics, {k: bool(v) for k, v in better.items()}, ordered)
+        return cls(
+            task=task,
+            metrics=metrics,
+            higher_is_better={name: bool(value) for name, value in better.items()},
+            samples=ordered,
+            unscored=int(results.get("unscored", 0)),
+        )
 
     @property
     def failed_requests(self) -> int:
@@ -76,7 +84,8 @@ class TaskResult:
     @property
     def failed_judgements(self) -> int:
         """Answers that a judge was to score, and has not."""
-        return sum(any(map(_not_judged, sample.values())) for sample in self.samples)
+        seen = sum(any(map(_not_judged, sample.values())) for sample in self.samples)
+        return max(seen, self.unscored)
 
     @property
     def problem(self) -> str | None:

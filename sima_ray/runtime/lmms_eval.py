@@ -87,7 +87,7 @@ def _evaluate(run: Run, settings: LmmsEval, waiting: Sequence[Asked]) -> dict[As
             tasks = list(dict.fromkeys(task for _, task in waiting))
             wrong = process.order({"check": tasks, "include_path": settings.include_path})
             if wrong is not None:
-                raise ConfigError(wrong)
+                raise ConfigError(f"--tasks: {wrong.removeprefix('LookupError: ')}")
             url = None
             for number, task in waiting:
                 service.ensure(number)
@@ -210,7 +210,7 @@ def _identity(run: Run, settings: LmmsEval, number: int, task: str) -> JsonDict:
         "limit": settings.limit,
         "max_tokens": most_tokens(run, settings),
         "include_path": settings.include_path,
-        "judge": [given for given in settings.variables if "=" in given],
+        "variables": [given for given in settings.variables if "=" in given],
     }
 
 

@@ -18,6 +18,11 @@ from typing import Any
 REPLY = "[lmms] "
 TOKEN = "SIMA_POLICY_TOKEN"
 
+UNSCORED = "unscored"
+"""Added to the results: answers that the judge wrote no score for. MM-Vet counts them as 0 and only logs it."""
+
+_SAYS_SO = "failed to get a score"
+
 REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
 """What lmms-eval's own command line strips from answers."""
 
@@ -52,12 +57,15 @@ def evaluate(order: dict[str, Any]) -> None:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.loggers import EvaluationTracker
     from lmms_eval.utils import get_datetime_str
+    from loguru import logger
 
     task, where = order["task"], order["output"]
     tracker = EvaluationTracker(output_path=where)
     told = f"model={order['version']},base_url={order['url']},endpoint_model={order['model']}"
     tracker.general_config_tracker.log_experiment_args("openai", told, "", "", False)
     date = get_datetime_str(timezone="UTC")
+    unscored: list[Any] = []
+    sink = logger.add(unscored.append, level="INFO", filter=lambda r: _SAYS_SO in r["message"])
     results = simple_evaluate(
         model=make_model(order),
         model_args=told,
@@ -71,6 +79,8 @@ def evaluate(order: dict[str, Any]) -> None:
             output_path=where, process_with_media=False, reasoning_tags=REASONING_TAGS
         ),
     )
+    logger.remove(sink)
+    results[UNSCORED] = len(unscored)
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples, datetime_str=date)
     for name in results["configs"]:
@@ -85,7 +95,7 @@ def task_manager(task: str, include_path: str | None) -> Any:
             return own
     manager = read_tasks(include_path, True)
     if task not in manager.all_tasks:
-        raise ValueError(f"lmms-eval knows no task {task!r}")
+        raise LookupError(f"lmms-eval knows no task {task!r}")
     return manager
 
 

@@ -163,6 +163,13 @@ def test_what_failed_is_named_and_not_scored(row: dict[str, Any], reason: str) -
     assert to_json(found, SETTINGS)["problems"][1] == {"task": "t", "round": 1, "reason": reason}
 
 
+def test_a_judge_that_writes_no_score_is_no_zero() -> None:
+    results = {"results": {"mmvet": {"gpt_eval_score,none": 40.0}}, "unscored": 2}
+    rows = [{"doc_id": n, "gpt_eval_score": {"score": 0.4, "eval_model": "gpt"}} for n in range(5)]
+    assert TaskResult.of("mmvet", results, rows).problem == "2 of 5 judgements failed"
+    assert TaskResult.of("mmvet", results | {"unscored": 0}, rows).problem is None
+
+
 def test_other_questions_are_no_pairs() -> None:
     with pytest.raises(DataError, match="not asked the same questions"):
         compare_task(numbers([1, 0]), numbers([1, 0, 0]), **DRAWS)
