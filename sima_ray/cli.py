@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sima_ray import __version__, cli_data, cli_evaluate, cli_jobs, cli_models, cli_runs
+from sima_ray import __version__, cli_data, cli_evaluate, cli_jobs, cli_lmms, cli_models, cli_runs
 from sima_ray.cli_jobs import Address, ConfigPath, follow
 from sima_ray.errors import SimaError
 
@@ -67,6 +67,7 @@ def demo(
 for command in (cli_jobs.submit, cli_jobs.status, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume):
     app.command()(command)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_lmms.lmms_eval)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_models.convert)

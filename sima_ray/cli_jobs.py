@@ -191,7 +191,7 @@ def follow(job: str, target: "Target", verbose: bool = False) -> None:
 
 
 def submitted(job: str, target: "Target", wait: bool, verbose: bool) -> None:
-    """Say that a job was submitted, and follow it where that is wanted."""
+    """Say which job was submitted, and follow it, or say how to."""
     from sima_ray.runtime import submission
 
     typer.echo(f"job          {job} at {target.address}")

@@ -168,6 +168,10 @@ class EvaluationConfig(Section):
     limit: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=512, ge=1)
     pope: list[Location] = Field(default_factory=list, description="POPE files, JSON lines.")
+    pope_rule: Literal["first_sentence", "published", "exact"] = Field(
+        default="first_sentence",
+        description="How answers are read; published: as POPE's own script, exact: as lmms-eval.",
+    )
     amber: AmberConfig | None = None
     halbench: HalBenchConfig | None = None
     mmhal: MMHalConfig | None = None

@@ -1,11 +1,22 @@
-"""POPE: yes/no questions on whether an object is in an image (Li et al. 2023)."""
+"""POPE: yes/no questions on whether an object is in an image (Li et al. 2023).
+
+Answers are read by one of three rules, which agree wherever the answer is the word itself:
+
+- `first_sentence`: what the first sentence says; one that says neither is counted apart, and wrong.
+- `published`: as POPE's own script: no where the first sentence has the word no, No or not, else yes, so
+  that an empty answer is a yes.
+- `exact`: as lmms-eval: the whole answer is the word yes or no, or else neither ("Yes." is neither).
+"""
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from sima_ray.errors import DataError
 from sima_ray.metrics.bootstrap import Ratio
+
+Rule = Literal["first_sentence", "published", "exact"]
 
 _SENTENCE = re.compile(r"[^.!?\n]*[^.!?\s][^.!?\n]*")
 _UNDECIDED = re.compile(
@@ -42,12 +53,18 @@ class PopeFigures:
         return asdict(self)
 
 
-def parse_yes_no(text: str) -> bool | None:
-    """What an answer says, by its first sentence: True for yes, False for no, None for neither.
+def parse_yes_no(text: str, rule: Rule = "first_sentence") -> bool | None:
+    """What an answer says by a rule: True for yes, False for no, None for neither.
 
-    The first yes or negation decides ("No, there is not", "Yes, no doubt"); without either, a
-    statement that something is there ("There is a dog") is a yes. "I am not sure" is neither.
+    By its first sentence: the first yes or negation decides ("No, there is not", "Yes, no doubt");
+    without either, a statement that something is there ("There is a dog") is a yes. "I am not sure" is
+    neither.
     """
+    if rule == "exact":
+        return {"yes": True, "no": False}.get(text.lower().strip())
+    if rule == "published":
+        words = text.partition(".")[0].replace(",", "").split(" ")
+        return {"No", "no", "not"}.isdisjoint(words)
     sentence = _SENTENCE.search(text.lower().replace("’", "'"))
     if sentence is None:
         return None
@@ -61,12 +78,15 @@ def parse_yes_no(text: str) -> bool | None:
     return True if _STATED.match(answer) else None
 
 
-def pope(answers: Sequence[str], labels: Sequence[str]) -> PopeFigures:
+def pope(
+    answers: Sequence[str], labels: Sequence[str], rule: Rule = "first_sentence"
+) -> PopeFigures:
     """Score answers against labels, one of each a question.
 
     Args:
         answers: What the policy wrote.
         labels: "yes" or "no", in any case.
+        rule: How answers are read.
 
     Raises:
         DataError: Not one label an answer, no questions at all, or a label that is neither yes nor
@@ -78,7 +98,7 @@ def pope(answers: Sequence[str], labels: Sequence[str]) -> PopeFigures:
         )
     if not answers:
         raise DataError("POPE has no questions")
-    said = [parse_yes_no(answer) for answer in answers]
+    said = [parse_yes_no(answer, rule) for answer in answers]
     ratios = yes_no_ratios(said, parse_labels(labels), positive=True)
     return PopeFigures(
         questions=len(said),

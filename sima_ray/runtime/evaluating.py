@@ -318,7 +318,7 @@ def _settings(run: Run) -> EvaluationConfig:
 
 
 _SHARED: dict[SuiteName, tuple[str, ...]] = {
-    "pope": ("images", "max_tokens"),
+    "pope": ("pope_rule", "images", "max_tokens"),
     "halbench": ("instances", "captions", "chair_synonyms"),
 }
 """Settings of the whole section that a suite depends on."""

@@ -39,7 +39,7 @@ class PolicyService:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._app = f"policy-{run.config.name}"  # other runs, and `sima serve`, have their own
+        self.app = f"policy-{run.config.name}"  # other runs, and `sima serve`, have their own
         self._version: str | None = None
 
     def ensure(self, number: int) -> None:
@@ -54,10 +54,10 @@ class PolicyService:
                 ensure_room([[replicas]], run.progress.say)
                 start_serve(settings.host, settings.port)
                 deploy_policy(
-                    run.config.policy, model=run.policy(number), version=version, name=self._app
+                    run.config.policy, model=run.policy(number), version=version, name=self.app
                 )
             else:
-                swap_policy(run.policy(number), version, name=self._app)
+                swap_policy(run.policy(number), version, name=self.app)
             how = "deployed" if self._version is None else "weights swapped in place"
             stage.result(f"{version}: {how}")
         self._version = version
@@ -65,11 +65,11 @@ class PolicyService:
     def connect(self) -> Callable[[], Policy]:
         """A factory of clients, for Data workers and for this process."""
         settings = self._run.config.generation
-        return connect_policy(self._app, retries=settings.retries, timeout_s=settings.timeout_s)
+        return connect_policy(self.app, retries=settings.retries, timeout_s=settings.timeout_s)
 
     def release(self) -> None:
         """Give the replicas' resources back to the cluster, also those that a killed job left."""
-        remove(self._app)
+        remove(self.app)
         self._version = None
 
 

@@ -87,15 +87,17 @@ def submit(
     target: Target,
     arguments: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
+    files: dict[str, str] | None = None,
 ) -> str:
     """Submit one stage and return the job's id.
 
     Args:
-        stage: One of `STAGES`.
+        stage: One of `STAGES`, or another module of `jobs` that takes a run's config.
         config: The run's settings.
         target: The cluster.
         arguments: Further arguments of the entry point.
         environment: Further variables of the job; the dashboard shows them, so no secrets.
+        files: Further files of its working folder, name to text.
 
     Raises:
         ClusterError: The cluster cannot be reached, refuses the token, or takes no jobs; or a job of this run
@@ -112,7 +114,7 @@ def submit(
         target,
         job_id=f"sima-{stage}-{config.name}-{secrets.token_hex(3)}",
         command=(f"jobs.{stage}", "run.yaml", *arguments),
-        files={"run.yaml": config.dump()},
+        files={"run.yaml": config.dump(), **(files or {})},
         environment=environment or {},
         metadata={STAGE: stage, RUN: _identity(config), "sima_name": config.name},
     )

@@ -101,7 +101,8 @@ def _open_pope(settings: EvaluationConfig, run: RunConfig) -> Suite:
         questions += [Question(f"{file}/{q.row_id}", q.image, q.text, q.expected) for q in found]
 
     def score(question: Question, response: str) -> JsonDict:
-        return {"said": parse_yes_no(response), "label": parse_labels([question.expected])[0]}
+        said = parse_yes_no(response, settings.pope_rule)
+        return {"said": said, "label": parse_labels([question.expected])[0]}
 
     load = image_loader(settings.images, run)
     return Suite(questions, load, settings.max_tokens, score)

@@ -15,12 +15,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from lmms_task import PYTHON, needs_lmms_eval, write_task
 from PIL import Image
 
 from sima_ray.config import RunConfig
+from sima_ray.config.lmms import LmmsEval
 from sima_ray.demo.world import build_world
 from sima_ray.errors import JobFailed
 from sima_ray.runtime import cluster, submission
+from sima_ray.runtime.lmms_eval import run_lmms_eval
+from sima_ray.runtime.progress import Progress
+from sima_ray.runtime.run import Run
 
 SCENES, HELD_OUT, ROUNDS = 60, 24, 1
 
@@ -242,6 +247,78 @@ def greedy_in_transformers(run: Finished, caption: dict[str, str]) -> str:
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=evaluation.max_tokens)
     new = ids[0, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+@needs_lmms_eval
+def test_lmms_eval_compares_base_and_tuned(finished: Finished, tmp_path: Path) -> None:
+    evaluation = finished.config.evaluation
+    assert evaluation is not None
+    assert evaluation.images is not None and evaluation.prompts is not None
+    rows = [
+        {
+            "picture": str(Path(evaluation.images) / prompt["image"]),
+            "question": prompt["text"],
+            "answer": prompt["ground_truth"],
+        }
+        for prompt in map(json.loads, Path(evaluation.prompts).read_text().splitlines())
+    ]
+    write_task(tmp_path / "tasks", "scenes", rows)
+    write_task(tmp_path / "tasks", "lengthy", [*rows[:2], rows[2] | {"question": "?" * 30_000}])
+    settings = LmmsEval(
+        tasks=["scenes", "lengthy"],
+        include_path=str(tmp_path / "tasks"),
+        python=str(PYTHON),
+        variables=["HF_HUB_OFFLINE=1", f"HF_HOME={tmp_path}"],
+    )
+    retries = {"retries": 0}
+    config = finished.config.model_copy(
+        update={"generation": finished.config.generation.model_copy(update=retries)}
+    )
+    lines: list[str] = []
+    files = {"lmms-eval.json": settings.model_dump_json()}
+    job = submission.submit("lmms_eval", config, finished.target, files=files)
+    with pytest.raises(JobFailed):  # for one of the tasks has no figures
+        submission.follow(job, finished.target, lines.append)
+    print("\n".join(line for line in lines if line.startswith("[sima] ")))
+    found = json.loads((finished.folder / "lmms-eval.json").read_text())
+    assert found["problems"] == [
+        {"task": "lengthy", "round": number, "reason": "1 of 3 requests failed"}
+        for number in (0, 1)
+    ]
+
+    # The figures are those of the captions that our own evaluation had, from the same policies.
+    rows_of = {row["metric"]: row for row in found["rounds"]["1"]}
+    assert {row["task"] for row in found["rounds"]["1"]} == {"scenes"}
+    for number, side in ((0, "before"), (1, "after")):
+        captions = [
+            json.loads(line)["response"]
+            for line in (finished.folder / f"round-{number}" / "captions.jsonl")
+            .read_text()
+            .splitlines()
+        ]
+        kept = finished.folder / f"round-{number}" / "lmms-eval" / "scenes"
+        samples = (kept / "samples_scenes.jsonl").read_text().splitlines()
+        assert [json.loads(sample)["filtered_resps"] for sample in samples] == captions
+        pairs = [
+            [set(text.lower().strip(".").split()) for text in (caption, row["answer"])]
+            for caption, row in zip(captions, rows, strict=True)
+        ]
+        named = sum(len(said & true) / len(true) for said, true in pairs) / len(pairs)
+        assert rows_of["named"][side] == pytest.approx(named)
+    for row in rows_of.values():
+        assert row["n"] == HELD_OUT
+        change = row["change"]
+        assert change["value"] == pytest.approx(row["after"] - row["before"])
+        assert change["low"] <= change["value"] <= change["high"]
+    assert "| scenes | named ↑ | 24 |" in (finished.folder / "lmms-eval.md").read_text()
+
+    # What is there is not asked again: this needs no cluster.
+    said = io.StringIO()
+    again = run_lmms_eval(
+        Run.open(config, Progress(said)), settings.model_copy(update={"tasks": ["scenes"]})
+    )
+    assert said.getvalue().count("scenes       done before") == 2
+    assert [row.to_json() for row in again.rows[1]] == found["rounds"]["1"]
 
 
 def test_running_it_again_does_nothing_twice(finished: Finished) -> None:

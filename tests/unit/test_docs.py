@@ -10,9 +10,10 @@ import typer
 
 from sima_ray.cli import app
 from sima_ray.config import RunConfig
+from sima_ray.config.lmms import PAPER_TASKS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", ROOT / "docs" / "results.md"]
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -30,9 +31,9 @@ def code(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_sima_commands_and_options_exist(page: Path) -> None:
     for line in code(page):
-        for words in re.findall(r"(?:^|[\s;&(])sima ((?:[\w./:=<>-]+ ?)+)", line):
+        for words in re.findall(r"(?:^|[\s;&(])sima ((?:[\w./:,=<>-]+ ?)+)", line):
             verb, *rest = shlex.split(words)
-            if not re.fullmatch(r"[a-z]+", verb):
+            if not re.fullmatch(r"[a-z]+(-[a-z]+)*", verb):
                 continue
             assert verb in COMMANDS, f"{page.name}: sima {words}"
             command = COMMANDS[verb]
@@ -132,3 +133,46 @@ def test_the_readme_shows_the_committed_tuning_figures() -> None:
         ]
         assert f"| 1 | {' | '.join(cells)} |" in text, key
     assert f"Of ours {found['reference_share']:.0%} is the reference" in text
+
+
+def test_the_results_show_the_committed_proof() -> None:
+    proof = json.loads((ROOT / "docs" / "proof.json").read_text())
+    text = (ROOT / "docs" / "results.md").read_text()
+    for name, label in (("base", "base"), ("critic", "tuned on its own verdicts")):
+        values = {
+            key: figure["value"] for key, figure in proof["arms"][name].items() if "value" in figure
+        }
+        shown = [f"{values[key]:.3f}" for key in ("chair_s", "chair_i", "recall")]
+        shown += [f"{values['objects']:.2f}", f"{values['errors']:.3f}"]
+        assert f"| {label} | {' | '.join(shown)} |" in text
+        when = "base" if name == "base" else "after one round"
+        pope = {line["what"]: line["measured"] for line in proof["gate"]}
+        shown = [
+            f"{pope[f'POPE, {kind}, {when}']:.3f}" for kind in ("random", "popular", "adversarial")
+        ]
+        assert f"| {label} | {' | '.join(shown)} |" in text
+
+
+def test_the_results_name_the_tasks_that_the_preset_has() -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    [table] = re.findall(r"\| column \|.*?\n\n", text, re.DOTALL)
+    assert tuple(re.findall(r"^\| [^|]+ \| `(\w+)` \|", table, re.MULTILINE)) == PAPER_TASKS
+    requirements = (ROOT / "requirements" / "lmms-eval.txt").read_text()
+    [version] = re.findall(r"^lmms_eval==(.+)$", requirements, re.MULTILINE)
+    assert f"(https://pypi.org/project/lmms-eval/) {version} as a Ray job" in text
+
+
+def test_the_results_have_the_configs_settings() -> None:
+    training = RunConfig.load(ROOT / "configs" / "llava-1.5-7b.yaml").training
+    text = (ROOT / "docs" / "results.md").read_text()
+    ours = {
+        cells[0].strip(): cells[-1].strip()
+        for line in text.splitlines()
+        if len(cells := line.strip("|").split("|")) == 4
+    }
+    assert ours["loss"] == f"DPO, β {training.beta}" and training.loss.kind == "sigmoid"
+    assert ours["LoRA"].startswith(f"r {training.lora.r}, α {training.lora.alpha} ")
+    assert ours["batch"].startswith(f"{training.batch_size} pairs a step")
+    assert ours["epochs"] == f"{training.epochs}"
+    assert (training.learning_rate, training.warmup_ratio) == (1e-7, 0.03)
+    assert (training.zero_stage, training.max_tokens, training.dtype) == (2, 2048, "bfloat16")

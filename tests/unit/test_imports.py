@@ -26,6 +26,7 @@ LEVELS: list[tuple[str, ...]] = [
         "sima_ray.cli_evaluate",
         "sima_ray.cli_jobs",
         "sima_ray.cli_models",
+        "sima_ray.cli_lmms",
         "sima_ray.cli_runs",
     ),
     ("sima_ray.runtime", "sima_ray.client"),

@@ -1,0 +1,253 @@
+"""The LLaVA benchmarks by lmms-eval, against the served policy: before and after, in one paired table.
+
+RUN/round-K/lmms-eval/TASK/   lmms-eval's results and samples of the policy after K rounds, and `done.json`
+RUN/lmms-eval.md, .json       the paired table
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyarrow import fs
+
+from sima_ray.config import ServiceConfig
+from sima_ray.config.lmms import MOST_TOKENS, LmmsEval
+from sima_ray.data.locations import open_location
+from sima_ray.errors import ConfigError, ServiceError
+from sima_ray.metrics.benchmarks import TaskResult
+from sima_ray.policy.checkpoint import check_policy, fingerprint
+from sima_ray.ports import JsonDict
+from sima_ray.runtime.critic_token import new_token, token_hash
+from sima_ray.runtime.lmms_environment import default_folder, prepare
+from sima_ray.runtime.lmms_process import LmmsProcess
+from sima_ray.runtime.lmms_table import Asked, Comparison, compare, markdown, plain, to_json
+from sima_ray.runtime.run import Run
+from sima_ray.runtime.serving import deploy_critic, remove
+from sima_ray.runtime.stages import PolicyService
+
+FOLDER = "lmms-eval"
+
+
+def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
+    """Evaluate each round's policy on each task, keep lmms-eval's files, and write the table.
+
+    What was evaluated before, with the same weights and settings and without a failure, is not done again.
+
+    Raises:
+        ConfigError: No rounds are given, and none is merged; a task that lmms-eval does not know.
+        ModelError: A round without a policy.
+        ServiceError: Requests, judgements or whole tasks failed: the table is there, and says which.
+    """
+    settings = settings.model_copy(update={"rounds": settings.rounds or _default_rounds(run)})
+    for number in settings.rounds:
+        check_policy(run.policy(number))
+    wanted = [(number, task) for number in settings.rounds for task in settings.tasks]
+    kept = {key for key in wanted if _kept(run, settings, *key)}
+    for number, task in sorted(kept):
+        run.progress.say(f"{task:<12} done before · round {number}")
+    failed: dict[Asked, str] = {}
+    if waiting := [key for key in wanted if key not in kept]:
+        failed = _evaluate(run, settings, waiting)
+    sides = {key: read_results(run, *key) for key in wanted if key not in failed}
+    found = compare(settings, sides, failed, run.config.seed)
+    run.folder.write_json(to_json(found, settings) | {"run": run.config.name}, f"{FOLDER}.json")
+    path = run.folder.write_text(markdown(found, settings, run.config.name), f"{FOLDER}.md")
+    for line in plain(found, settings).splitlines():
+        run.progress.say(line)
+    run.progress.say(f"{'table':<12} {path}")
+    if found.problems:
+        raise ServiceError(
+            f"{len(found.problems)} of {len(wanted)} evaluations have no figures: the lines above say why; "
+            "the same command asks those again, and no others"
+        )
+    return found
+
+
+def _default_rounds(run: Run) -> list[int]:
+    merged = [k for k in range(1, run.config.rounds + 1) if run.done(f"round-{k}-merge")]
+    if not merged:
+        raise ConfigError(f"{run.folder.root}: no round is merged yet: name two with --round")
+    return [0, merged[-1]]
+
+
+def _evaluate(run: Run, settings: LmmsEval, waiting: Sequence[Asked]) -> dict[Asked, str]:
+    """Evaluate what is left, a round's tasks while its weights are served; why some could not be."""
+    python = settings.python
+    if python is None:
+        with run.progress.stage("environment") as stage:
+            python = str(prepare(default_folder(settings.requirements), settings.requirements))
+            stage.result(python)
+    token, failed = new_token(), dict[Asked, str]()
+    service = PolicyService(run)
+    try:
+        with LmmsProcess(python, token, settings.variables) as process:
+            tasks = list(dict.fromkeys(task for _, task in waiting))
+            wrong = process.order({"check": tasks, "include_path": settings.include_path})
+            if wrong is not None:
+                raise ConfigError(f"--tasks: {wrong.removeprefix('LookupError: ')}")
+            url = None
+            for number, task in waiting:
+                service.ensure(number)
+                url = url or _open_door(run, service, token)
+                reason = _evaluate_task(run, settings, process, url, number, task)
+                if reason is not None:
+                    run.progress.say(f"  {task}, round {number}: {reason}")
+                    failed[number, task] = reason
+    finally:
+        remove(_door(service))
+        service.release()
+    return failed
+
+
+def _open_door(run: Run, service: PolicyService, token: str) -> str:
+    """OpenAI's routes to the policy for this job alone; the endpoint's URL."""
+    unlimited: JsonDict = {
+        "requests_per_minute": None,
+        "concurrent_per_token": None,
+        "token_file": None,
+    }
+    url = deploy_critic(
+        run.config.critic,
+        ServiceConfig.model_validate(run.config.policy.service.model_dump() | unlimited),
+        token_hashes=[token_hash(token)],
+        policy=service.app,
+        name=_door(service),
+        route_prefix=f"/{_door(service)}",
+    )
+    return f"{url}/v1"
+
+
+def _door(service: PolicyService) -> str:
+    return f"lmms-{service.app}"
+
+
+def _evaluate_task(
+    run: Run, settings: LmmsEval, process: LmmsProcess, url: str, number: int, task: str
+) -> str | None:
+    """Have lmms-eval evaluate one task and keep its files; why it could not, or None."""
+    with (
+        run.progress.stage(task) as stage,
+        tempfile.TemporaryDirectory(prefix="sima-lmms-") as temporary,
+    ):
+
+        def show(what: str, done: int, of: int) -> None:
+            stage.update(f"round {number} · {done:,}/{of:,} {what}")
+
+        order = {
+            "task": task,
+            "output": temporary,
+            "url": url,
+            "model": "policy",
+            "version": run.version(number),
+            "limit": settings.limit,
+            "max_tokens": most_tokens(run, settings),
+            "concurrency": run.config.generation.concurrency,
+            "retries": 1 + run.config.generation.retries,
+            "include_path": settings.include_path,
+        }
+        if (reason := process.order(order, show)) is not None:
+            stage.result(f"round {number} · failed")
+            return reason
+        try:
+            files = _sorted_out(Path(temporary))
+        except ServiceError as error:
+            stage.result(f"round {number} · failed")
+            return str(error)
+        _keep(run, number, task, files, {"settings": _identity(run, settings, number, task)})
+        stage.result(f"round {number} · {_headline(read_results(run, number, task))}")
+    return None
+
+
+def most_tokens(run: Run, settings: LmmsEval) -> int:
+    """The longest answer that a task may ask for: a request that has no room for it would be refused."""
+    return settings.max_tokens or min(MOST_TOKENS, run.config.policy.engine.max_model_len // 2)
+
+
+def _sorted_out(folder: Path) -> Path:
+    """lmms-eval's files without its folders and dates: results.json and samples_TASK.jsonl.
+
+    Raises:
+        ServiceError: It left no results.
+    """
+    flat = folder / "flat"
+    flat.mkdir()
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        for ending in ("results.json", "samples_"):
+            before, found, after = file.name.partition(f"_{ending}")
+            if found and before.replace("_", "").isdigit():
+                shutil.move(file, flat / f"{ending}{after}")
+                break
+        else:
+            shutil.move(file, flat / file.name)
+    if not (flat / "results.json").exists() or not list(flat.glob("samples_*.jsonl")):
+        raise ServiceError("lmms-eval wrote no results or no samples: its log says why")
+    return flat
+
+
+def _keep(run: Run, number: int, task: str, files: Path, marker: JsonDict) -> None:
+    """Put a task's files into the run's folder, in place of former ones; the marker comes last."""
+    target, path = open_location(run.round_path(number, FOLDER, task))
+    if target.get_file_info(path).type is not fs.FileType.NotFound:
+        target.delete_dir(path)
+    target.create_dir(path, recursive=True)
+    fs.copy_files(
+        str(files), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target
+    )
+    run.folder.write_json(
+        marker | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        *(f"round-{number}", FOLDER, task, "done.json"),
+    )
+
+
+def _identity(run: Run, settings: LmmsEval, number: int, task: str) -> JsonDict:
+    """What a task's figures depend on."""
+    return {
+        "task": task,
+        "weights": fingerprint(run.policy(number)),
+        "limit": settings.limit,
+        "max_tokens": most_tokens(run, settings),
+        "include_path": settings.include_path,
+        "variables": [given for given in settings.variables if "=" in given],
+    }
+
+
+def _kept(run: Run, settings: LmmsEval, number: int, task: str) -> bool:
+    """Whether a task's figures are there, by these weights and settings, and nothing in them failed."""
+    name = (f"round-{number}", FOLDER, task, "done.json")
+    if not run.folder.exists(*name):
+        return False
+    if run.folder.read_json(*name)["settings"] != _identity(run, settings, number, task):
+        return False
+    return not any(result.problem for result in read_results(run, number, task).values())
+
+
+def read_results(run: Run, number: int, task: str) -> dict[str, TaskResult]:
+    """What was kept of a task; of a group of tasks, each."""
+    folder = (f"round-{number}", FOLDER, task)
+    filesystem, path = open_location(run.folder.path(*folder))
+    listed = filesystem.get_file_info(fs.FileSelector(path))
+    names = sorted(file.base_name for file in listed if file.base_name.startswith("samples_"))
+    results = run.folder.read_json(*folder, "results.json")
+    return {
+        part: TaskResult.of(
+            part,
+            results,
+            [json.loads(line) for line in run.folder.read_text(*folder, name).splitlines()],
+        )
+        for name in names
+        if (part := name.removeprefix("samples_").removesuffix(".jsonl"))
+    }
+
+
+def _headline(results: Mapping[str, TaskResult]) -> str:
+    """The figures that a task's last line shows, or why there are none."""
+    problems = [f"{name}: {result.problem}" for name, result in results.items() if result.problem]
+    figures = [
+        f"{metric} {value:.4g}"
+        for result in results.values()
+        for metric, value in result.metrics.items()
+    ]
+    return " · ".join(problems or figures[:4])
