@@ -16,7 +16,10 @@ class DataConfig(Section):
     """What the policy is asked, and how bad input is told from good."""
 
     prompts: Location = Field(description="JSON lines: image, text, ground_truth, optional id.")
-    images: Location = Field(description="Folder or URI that image names are relative to.")
+    images: Location = Field(
+        description="What image names are relative to: a folder, a .zip, an uncompressed .tar, or a folder "
+        "of such; a path or a URI."
+    )
     limit: int | None = Field(default=None, ge=1, description="Use only the first N prompts.")
     max_image_pixels: int = Field(
         default=50_000_000, ge=1, description="Larger images are set aside, by their header."
@@ -98,7 +101,7 @@ class EvaluationConfig(Section):
     """Captions of held-out images before and after, scored against COCO annotations."""
 
     prompts: Location
-    images: Location
+    images: Location = Field(description="As data.images.")
     instances: Location = Field(description="COCO instances JSON.")
     captions: Location | None = Field(
         default=None, description="COCO captions JSON, as CHAIR uses it."

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from sima_ray.cli import app
 from sima_ray.data import fetch
 from sima_ray.data.fetch import fetch_images
-from sima_ray.data.locations import bare_name, load_image
+from sima_ray.data.locations import load_image
+from sima_ray.data.names import bare_name
 from sima_ray.errors import ConfigError, DataError
 
 
