@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -154,7 +154,7 @@ class _Checker:
         return row_id
 
 
-def index_prompts(config: DataConfig, destination: str) -> PromptIndex:
+def index_prompts(config: DataConfig, destination: str, *, root: bool = True) -> PromptIndex:
     """Check a prompts file, line by line, and write a Parquet file with one row for each line.
 
     A row's id is the input's own `id`, or a hash of image, text and ground truth. Literal `<image>`
@@ -165,11 +165,13 @@ def index_prompts(config: DataConfig, destination: str) -> PromptIndex:
     Args:
         config: Where the prompts are, and the limits.
         destination: The Parquet file to write; it appears when it is whole.
+        root: Check that the image root is there, and no shard in it broken.
 
     Raises:
         DataError: The prompts file cannot be read or holds no line; no such image root.
     """
-    check_root(config.images)
+    if root:
+        check_root(config.images)
     checker = _Checker(config)
     lines = islice(_lines(config), config.limit)
     first = next(lines, None)
@@ -228,31 +230,40 @@ def check_images(
         DataError: The index or the image root cannot be opened.
     """
 
-    def problem(name: str) -> ImageProblem | None:
+    rows = images_loaded(config.images, read_index(index), config.max_image_pixels, threads=threads)
+    for number, (row, problem) in enumerate(rows, 1):
+        if problem is not None:
+            yield {**row, "quarantine": problem.reason.value, "error": one_line(problem)}
+        on_progress(number)
+
+
+def images_loaded(
+    root: str, rows: Iterator[JsonDict], max_pixels: int, *, threads: int = THREADS
+) -> Iterator[tuple[JsonDict, ImageProblem | None]]:
+    """Each row, and what is wrong with its `image`; see `check_images`."""
+
+    def load(name: str) -> ImageProblem | None:
         try:
-            load_image(config.images, name, config.max_image_pixels)
-        except ImageProblem as found:
-            return found
+            load_image(root, name, max_pixels)
+        except ImageProblem as problem:
+            return problem
         return None
 
     known: dict[str, ImageProblem | None] = {}
     asked: dict[str, Future[ImageProblem | None]] = {}
     ahead: deque[JsonDict] = deque()
-    rows = read_index(index)
     with ThreadPoolExecutor(threads) as pool:
-        for number in count(1):
+        while True:
             for row in islice(rows, 16 * threads - len(ahead)):
                 ahead.append(row)
                 if (name := row["image"]) not in known and name not in asked:
-                    asked[name] = pool.submit(problem, name)
+                    asked[name] = pool.submit(load, name)
             if not ahead:
                 return
             row = ahead.popleft()
             if (name := row["image"]) in asked:
                 known[name] = asked.pop(name).result()
-            if (found := known[name]) is not None:
-                yield {**row, "quarantine": found.reason.value, "error": one_line(found)}
-            on_progress(number)
+            yield row, known[name]
 
 
 def problem_lines(index: str) -> Iterator[str]:

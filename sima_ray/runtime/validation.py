@@ -1,43 +1,203 @@
 """`sima validate`: what a run would set aside, before anything is rented."""
 
+import json
+import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import TextIO
 
-from sima_ray.config import RunConfig
-from sima_ray.data.prompts import check_images, describe, index_prompts, problem_lines
-from sima_ray.errors import SimaError
+from sima_ray.config import DataConfig, EvaluationConfig, RunConfig
+from sima_ray.data.locations import check_root, open_location
+from sima_ray.data.prompts import check_images, describe, images_loaded, index_prompts, read_index
+from sima_ray.errors import DataError, SimaError
+from sima_ray.ports import JsonDict
+from sima_ray.records import Quarantine
+from sima_ray.runtime.evaluation import read_questions
+from sima_ray.runtime.progress import Screen, Stage
 
-_SHOWN = 20
+_SHOWN = 5  # of each reason
 
 
-def validate_run(config: RunConfig, *, images: bool) -> bool:
-    """Check prompts, images and the model folder, and say what was found; True when nothing was.
+@dataclass(slots=True)
+class Found:
+    """What was found: `rows` = the good ones + `bad`.
+
+    Attributes:
+        prompts, images: What was checked; no images where they were left alone.
+        rows: Of the prompts file.
+        bad: Rows that a run sets aside, with `quarantine` and `error`, in the order of the file.
+        notes: What is worth knowing and no fault.
+        faults: What would stop a run, beside its prompts.
+        seconds: That it took.
+    """
+
+    prompts: str
+    images: str | None
+    rows: int
+    bad: list[JsonDict]
+    notes: list[str] = field(default_factory=list[str])
+    faults: list[str] = field(default_factory=list[str])
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether a run would set nothing aside."""
+        return not self.bad and not self.faults
+
+    @property
+    def reasons(self) -> Counter[Quarantine]:
+        """How many rows are bad, by why."""
+        return Counter(Quarantine(row["quarantine"]) for row in self.bad)
+
+    def to_json(self) -> JsonDict:
+        """All of it as plain values."""
+        return {
+            "prompts": self.prompts,
+            "images": self.images,
+            "rows": self.rows,
+            "good": self.rows - len(self.bad),
+            "set_aside": {reason.value: n for reason, n in self.reasons.most_common()},
+            "problems": [_problem(row) for row in self.bad],
+            "notes": self.notes,
+            "faults": self.faults,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def check_prompts(data: DataConfig, *, images: bool = True, root: bool = True) -> Found:
+    """Check a prompts file, and its images as the stages check them.
+
+    Args:
+        data: Both, and the limits.
+        images: Load every image.
+        root: Check that there is such an image root.
 
     Raises:
-        DataError: The prompts file cannot be read at all.
+        DataError: The prompts file or the image root cannot be read at all.
     """
+    stage = Stage("validate", Screen(sys.stderr))
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         index = str(Path(folder) / "prompts.parquet")
-        counts = index_prompts(config.data, index)
-        problems = list(problem_lines(index))
+        counts = index_prompts(data, index, root=root)
+        bad = list(read_index(index, bad=True))
         if images:
-            problems += map(describe, check_images(config.data, index))
-    model = _model_problem(config)
-    for line in [*problems[:_SHOWN], *([model] if model else [])]:
-        print(line)
-    if len(problems) > _SHOWN:
-        print(f"… and {len(problems) - _SHOWN:,} more")
-    print(
-        f"{counts.rows:,} prompts: {counts.rows - len(problems):,} good, {len(problems):,} set aside"
+            total = f"{counts.good:,} prompts with their images"
+            bad += check_images(
+                data, index, on_progress=lambda done: stage.update(f"{done:,} of {total}")
+            )
+            stage.result(total)
+    bad.sort(key=lambda row: _place(row)[1])
+    if root and (shards := check_root(data.images)) is not None:
+        notes.append(f"{data.images}: {shards}")
+    if not counts.good and _is_array(data.prompts):
+        notes.append(
+            f"{data.prompts}: a JSON array, not JSON lines: `sima data prompts` makes prompts of "
+            "LLaVA-Instruct's"
+        )
+    stage.finish()
+    return Found(
+        data.prompts, data.images if images else None, counts.rows, bad, notes, [], stage.seconds
     )
-    return not problems and not model
 
 
-def _model_problem(config: RunConfig) -> str | None:
+def check_run(config: RunConfig, *, images: bool = True) -> Found:
+    """Check a config's prompts and images, those of its evaluation, and its model folder.
+
+    Raises:
+        DataError: The prompts file or the image root cannot be read at all.
+    """
+    found = check_prompts(config.data, images=images)
+    if config.evaluation is not None and images:
+        found.faults += _evaluation_faults(config.evaluation, config.data.max_image_pixels)
     try:
         from sima_ray.policy.checkpoint import check_policy
 
         check_policy(config.policy.model)
     except SimaError as error:
-        return str(error)
-    return None
+        found.faults.append(str(error))
+    return found
+
+
+def show(found: Found, out: TextIO) -> None:
+    """Examples of each reason with file, line and id, then what stops a run, then the counts."""
+    reasons = found.reasons
+    for reason, number in reasons.most_common():
+        rows = (row for row in found.bad if row["quarantine"] == reason)
+        print(*map(describe, islice(rows, _SHOWN)), sep="\n", file=out)
+        if number > _SHOWN:
+            print(f"… and {number - _SHOWN:,} more: {reason}", file=out)
+    for line in chain(found.notes, found.faults):
+        print(line, file=out)
+    counts = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
+    print(
+        f"{found.rows:,} prompts: {found.rows - len(found.bad):,} good, {len(found.bad):,} set aside"
+        + (f" ({counts})" if counts else ""),
+        file=out,
+    )
+
+
+def write(found: Found, target: str) -> None:
+    """Write what was found as JSON to a location, or to standard output for `-`.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    text = json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n"
+    if target == "-":
+        print(text, end="")
+        return
+    filesystem, path = open_location(target)
+    try:
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(text.encode())
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error}") from error
+
+
+def _place(row: JsonDict) -> tuple[str, int]:
+    file, _, line = row["source"].rpartition(":")
+    return file, int(line)
+
+
+def _problem(row: JsonDict) -> JsonDict:
+    file, line = _place(row)
+    return {
+        "file": file,
+        "line": line,
+        "id": row["row_id"],
+        "reason": row["quarantine"],
+        "error": row["error"],
+    }
+
+
+def _evaluation_faults(settings: EvaluationConfig, max_pixels: int) -> Iterator[str]:
+    """An evaluation sets nothing aside: one image that cannot be used ends it."""
+    files = [(settings.prompts, "ground_truth"), *((file, "label") for file in settings.pope)]
+    try:
+        check_root(settings.images)
+        for location, expected in files:
+            questions = read_questions(location, expected)
+            if location == settings.prompts:
+                questions = questions[: settings.limit]
+            rows: Iterator[JsonDict] = ({"image": q.image, "id": q.row_id} for q in questions)
+            lines = [
+                f"{location}: {problem.reason}: {problem} (id {row['id']})"
+                for row, problem in images_loaded(settings.images, rows, max_pixels)
+                if problem is not None
+            ]
+            yield from lines[:_SHOWN]
+            if len(lines) > _SHOWN:
+                yield f"… and {len(lines) - _SHOWN:,} more images of {location}"
+    except DataError as error:
+        yield str(error)
+
+
+def _is_array(prompts: str) -> bool:
+    filesystem, path = open_location(prompts)
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
