@@ -123,7 +123,9 @@ class _Fetch:
                     self.found.fetched += 1
             except _Failed as failure:
                 self.found.failed[name] = str(failure)
-                if len(self.found.failed) >= HOPELESS and not self.found.fetched:
+                # What is there already tells that the address is right, not that the server is up.
+                hopeless = failure.again or not self.found.there
+                if len(self.found.failed) >= HOPELESS and not self.found.fetched and hopeless:
                     raise DataError(
                         f"{self.url}: none of {HOPELESS} images could be fetched, the last one for: {failure}"
                     ) from None

@@ -10,8 +10,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
+import pyarrow as pa
+
 from sima_ray.config import DataConfig, EvaluationConfig, RunConfig
-from sima_ray.data.locations import check_root, open_location
+from sima_ray.data.locations import check_root, one_line, open_location
 from sima_ray.data.prompts import check_images, describe, images_loaded, index_prompts, read_index
 from sima_ray.errors import DataError, SimaError
 from sima_ray.ports import JsonDict
@@ -155,8 +157,8 @@ def write(found: Found, target: str) -> None:
     try:
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(text.encode())
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{target}: cannot be written: {one_line(error)}") from error
 
 
 def _place(row: JsonDict) -> tuple[str, int]:

@@ -143,6 +143,17 @@ def test_a_wrong_address_ends_it_early(tmp_path: Path, server: Server) -> None:
     assert server.asked.total() < 50
 
 
+def test_the_few_that_the_server_lacks_do_not_end_it_when_the_others_are_there(
+    tmp_path: Path, server: Server
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(jpeg(1))
+    prompts = write(tmp_path, *(f"{number}.jpg" for number in range(40)))
+    found = fetch_images(prompts, tmp_path / "images", server.url, connections=4)
+    assert (found.wanted, found.there, len(found.failed)) == (40, 5, 35)
+
+
 @pytest.mark.parametrize(
     "name", ["../1.jpg", "/etc/1.jpg", "s3://bucket/1.jpg", "a/../../1.jpg", "."]
 )
