@@ -6,7 +6,8 @@ Photo-like JPEGs of COCO's usual size, 640 × 480, each in a file of its own, ar
 the command calls: cold, after the kernel was told to forget the files, and warm. Beside it a plain loop: one
 thread, Pillow, every pixel of every image. Then what the list of a shard with so many members as COCO's
 train2017 costs: made, taken up as another process kept it, and asked. Every trial is a process of its own; the
-kinds take turns. Processor seconds tell more than the clock where other work shares the cores.
+kinds take turns. Where other work shares the cores the processor's time an image tells more than the clock:
+cores ÷ it is what idle ones would do.
 """
 
 import argparse
@@ -37,6 +38,7 @@ SIZE = (640, 480)
 DISTINCT = 200
 """Photos, each in as many files as it takes."""
 PROMPTS = 17_000
+CORES = os.cpu_count() or 1
 MB = 1 << 20
 
 
@@ -90,12 +92,13 @@ def _checks(folder: Path, images: int, rounds: int) -> JsonDict:
             "least": rates[0],
             "most": rates[-1],
             "cpu_ms_an_image": 1000 * cpu,
+            "images_per_s_of_idle_cores": CORES / cpu if not name.startswith("plain") else 1 / cpu,
             "peak_mb": max(run["peak_mb"] for run in runs),
             f"s_for_{PROMPTS}": PROMPTS / statistics.median(rates),
         }
         print(
             f"  {name:<13} {statistics.median(rates):>6.0f} images/s [{rates[0]:.0f}, {rates[-1]:.0f}]"
-            f"  {1000 * cpu:.2f} ms of a processor an image"
+            f"  {1000 * cpu:.2f} ms of a processor an image ({found[name]['images_per_s_of_idle_cores']:.0f} idle)"
             f"  {PROMPTS:,} prompts: {PROMPTS / statistics.median(rates):.0f} s",
             flush=True,
         )

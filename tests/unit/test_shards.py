@@ -106,6 +106,20 @@ def test_a_name_that_is_there_more_than_once(tmp_path: Path) -> None:
     assert read_image(str(tmp_path), "2.jpg") == jpeg(2)
 
 
+def test_shards_of_another_file_system(tmp_path: Path) -> None:
+    remote = fs.SubTreeFileSystem(str(tmp_path), LOCAL)
+    write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(1)})
+    write_tar(tmp_path / "b.tar", {f"{n}.jpg": jpeg(n) for n in range(50)})
+    found = open_shards(remote, remote.get_file_info(["a.zip", "b.tar"]))
+    assert len(found) == 51
+    for name, colour in (("a.jpg", 1), ("0.jpg", 0), ("49.jpg", 49)):
+        member = found.find(name)
+        assert member is not None and member.read() == jpeg(colour)
+    (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[: 512 * 9])
+    with pytest.raises(DataError, match=r"b\.tar: no readable tar"):
+        open_shards(remote, remote.get_file_info(["b.tar"]))
+
+
 def test_a_folders_own_files_come_before_its_shards(tmp_path: Path) -> None:
     write_zip(tmp_path / "train2017.zip", {f"train2017/{n}.jpg": jpeg(n) for n in (1, 2)})
     (tmp_path / "train2017").mkdir()
