@@ -237,14 +237,55 @@ def down() -> None:
 
 @app.command()
 def validate(
-    config: ConfigPath,
-    images: Annotated[bool, typer.Option(help="Also check every image.")] = True,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|PROMPTS",
+            help="A run config (.yaml), or a prompts file: JSON lines, a path or a URI.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|ZIP|TAR|URI",
+            help="What image names are relative to; with a config: instead of its data.images.",
+            show_default=False,
+        ),
+    ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Check the prompts alone.")
+    ] = False,
+    json: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write all that was found as JSON; `-`: to standard output."
+        ),
+    ] = None,
 ) -> None:
-    """Check a run config, its prompts file and its images, without a cluster."""
-    from sima_ray.config import RunConfig
-    from sima_ray.runtime.validation import validate_run
+    """Say what a run would set aside and why, without a cluster; exit code 1 where it is anything.
 
-    if not validate_run(RunConfig.load(config), images=images):
+    sima validate prompts.jsonl --images train2017.zip
+    """
+    from sima_ray.config import DataConfig, RunConfig
+    from sima_ray.errors import ConfigError
+    from sima_ray.runtime import validation
+
+    if target.lower().endswith((".yaml", ".yml")):
+        config = RunConfig.load(target)
+        if images is not None:
+            data = DataConfig.model_validate(config.data.model_dump() | {"images": images})
+            config = config.model_copy(update={"data": data})
+        found = validation.check_run(config, images=not no_images)
+    else:
+        if images is None and not no_images:
+            raise ConfigError(f"{target}: give --images as well, or --no-images")
+        data = DataConfig(prompts=target, images=images or ".")
+        found = validation.check_prompts(data, images=not no_images, root=images is not None)
+    validation.show(found, sys.stderr if json == "-" else sys.stdout)
+    if json is not None:
+        validation.write(found, json)
+    if not found.good:
         raise typer.Exit(1)
 
 

@@ -65,9 +65,9 @@ def images(
     sima data images prompts.jsonl --output train2017
     """
     from sima_ray.data.fetch import COCO, Fetched, fetch_images
-    from sima_ray.runtime.progress import Stage
+    from sima_ray.runtime.progress import Screen, Stage
 
-    stage = Stage("images", sys.stderr)
+    stage = Stage("images", Screen(sys.stderr))
 
     def show(found: Fetched) -> None:
         stage.update(f"{found.done:,}/{found.wanted:,} · {found.size / 1e6:,.1f} MB fetched")

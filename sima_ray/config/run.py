@@ -25,7 +25,10 @@ class DataConfig(Section):
         description="In place of prompts: preference pairs to train on, as `sima data pairs` makes them "
         "of other data sets, or a run's pairs.parquet.",
     )
-    images: Location = Field(description="Folder or URI that image names are relative to.")
+    images: Location = Field(
+        description="What image names are relative to: a folder, a .zip, an uncompressed .tar, or a folder "
+        "of such; a path or a URI."
+    )
     limit: int | None = Field(
         default=None, ge=1, description="Use only the first N prompts or pairs."
     )

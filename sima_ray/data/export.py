@@ -80,7 +80,7 @@ def export_trl(pairs: Iterable[PreferencePair], path: str, *, images: str) -> in
     Args:
         pairs: The pairs.
         path: The file to write.
-        images: The folder or URI that the image names are relative to.
+        images: What image names are relative to, as `data.images` of a run.
 
     Raises:
         ImageProblem: An image is gone.

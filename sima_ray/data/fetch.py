@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 import httpx
 
-from sima_ray.data.locations import MAX_IMAGE_BYTES, bare_name, load_image, one_line
+from sima_ray.data.locations import MAX_IMAGE_BYTES, load_image, one_line
+from sima_ray.data.names import bare_name
 from sima_ray.data.prompts import read_lines
 from sima_ray.errors import ConfigError, DataError
 from sima_ray.images import ImageProblem, check_image
@@ -122,7 +123,9 @@ class _Fetch:
                     self.found.fetched += 1
             except _Failed as failure:
                 self.found.failed[name] = str(failure)
-                if len(self.found.failed) >= HOPELESS and not self.found.fetched:
+                # What is there already tells that the address is right, not that the server is up.
+                hopeless = failure.again or not self.found.there
+                if len(self.found.failed) >= HOPELESS and not self.found.fetched and hopeless:
                     raise DataError(
                         f"{self.url}: none of {HOPELESS} images could be fetched, the last one for: {failure}"
                     ) from None

@@ -1,4 +1,4 @@
-"""Local paths and URIs through pyarrow, and the images below an image root.
+"""Local paths and URIs through pyarrow, and the images below an image root: in a folder, or in shards.
 
 An image name never leaves its root: `..`, foreign URIs and absolute paths elsewhere are
 MISSING_IMAGE.
@@ -6,35 +6,23 @@ MISSING_IMAGE.
 
 import os
 import posixpath
-import re
+from dataclasses import dataclass
 from functools import cache
+from threading import Lock
+from typing import Protocol
 
 import pyarrow as pa
 from pyarrow import fs
+from pyarrow.fs import FileSelector, FileType
 
+from sima_ray.data.names import places, plain_name
+from sima_ray.data.shards import Shards, is_shard, open_shards
 from sima_ray.errors import DataError
 from sima_ray.images import ImageProblem, check_image
 from sima_ray.records import Quarantine
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """Larger image files are set aside unread: one of them must not fill a worker's memory."""
-
-_COCO_NAME = re.compile(
-    r"(?:coco/)?(?:(?:train|val)20(?:14|17)/)?(?:COCO_(?:train|val)2014_)?(?P<leaf>[^/]+)"
-)
-_COCO_PLACES = (
-    "{leaf}",
-    "train2017/{leaf}",
-    "val2017/{leaf}",
-    "coco/train2017/{leaf}",
-    "coco/val2017/{leaf}",
-    "COCO_train2014_{leaf}",
-    "COCO_val2014_{leaf}",
-    "train2014/COCO_train2014_{leaf}",
-    "val2014/COCO_val2014_{leaf}",
-)
-"""Where COCO keeps one and the same image, by how and when it was downloaded; ids are unique over
-all sets."""
 
 
 @cache
@@ -53,37 +41,58 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
-def resolve_image(root: str, name: str) -> str:
-    """The path, in the root's file system, of the image that `name` means.
+class ImageFile(Protocol):
+    """An image that was found: a file of its own, or a member of a shard."""
 
-    A name is relative to the root, or absolute below it. A name that is not there as it stands is
-    looked for where COCO's layouts would have it: `000000000009.jpg`, `train2017/…`,
-    `coco/train2017/…` and `COCO_train2014_…` all find the same file, whichever of them exists.
+    @property
+    def path(self) -> str:
+        """In its root's file system; a member's is its shard's, and the name in it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The most bytes that reading it holds."""
+        ...
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            ImageProblem: BROKEN_IMAGE: a member that cannot be unpacked.
+            OSError: It cannot be read.
+        """
+        ...
+
+
+def resolve_image(root: str, name: str) -> ImageFile:
+    """The image that `name` means.
+
+    A root is a folder, a zip or tar file, or a folder of such shards. A name is relative to the root, or
+    absolute below it. A name that is not there as it stands is looked for where COCO's layouts would have
+    it: `000000000009.jpg`, `train2017/…`, `coco/train2017/…` and `COCO_train2014_…` all find the same
+    file, whichever of them exists. A folder's own files come before the members of its shards.
 
     Raises:
         ImageProblem: MISSING_IMAGE: not there, or outside the root.
-        DataError: A root that cannot be opened.
+        DataError: A root that cannot be opened, or a shard that is broken.
     """
-    filesystem, base = open_location(root)
-    relative = _below(root, base, name)
-    names = [relative]
-    if match := _COCO_NAME.fullmatch(relative):
-        names += [place.format(leaf=match["leaf"]) for place in _COCO_PLACES]
-    for candidate in dict.fromkeys(names):
-        path = posixpath.join(base, candidate)
-        if filesystem.get_file_info(path).type == fs.FileType.File:
-            return path
-    raise _missing(f"image {name!r} is not in {root}")
+    place = _root(root)
+    found = place.find(_below(root, place.base, name))
+    if found is None:
+        raise _missing(f"image {name!r} is not in {root}")
+    return found
 
 
-def bare_name(name: str) -> str | None:
-    """The shortest name by which `resolve_image` finds an image; None for one that is not below a root."""
-    parts = name.split("/")
-    if "://" in name or name.startswith("/") or ".." in parts or "\0" in name:
-        return None
-    relative = "/".join(part for part in parts if part not in ("", "."))
-    match = _COCO_NAME.fullmatch(relative)
-    return match["leaf"] if match else relative or None
+def check_root(root: str) -> Shards | None:
+    """Check that an image root can be read; its shards, where it has some.
+
+    Raises:
+        DataError: There is none, or one of its shards is broken.
+    """
+    place = _root(root)
+    if not place.exists:
+        raise DataError(f"{root}: there is no such image folder, .zip or uncompressed .tar")
+    return place.shards
 
 
 def load_image(root: str, name: str, max_pixels: int) -> bytes:
@@ -105,20 +114,17 @@ def read_image(root: str, name: str) -> bytes:
     """The bytes of an image that was checked before.
 
     Raises:
-        ImageProblem: MISSING_IMAGE, or IMAGE_TOO_LARGE by its bytes.
+        ImageProblem: MISSING_IMAGE, IMAGE_TOO_LARGE by its bytes, or BROKEN_IMAGE in a shard.
         DataError: A root that cannot be opened.
     """
-    path = resolve_image(root, name)
-    filesystem, _ = open_location(root)
     try:
-        size = filesystem.get_file_info(path).size or 0
-        if size > MAX_IMAGE_BYTES:
+        image = resolve_image(root, name)
+        if image.size > MAX_IMAGE_BYTES:
             raise ImageProblem(
                 Quarantine.IMAGE_TOO_LARGE,
-                f"image {name!r}: {size:,} bytes, over the {MAX_IMAGE_BYTES:,} allowed",
+                f"image {name!r}: {image.size:,} bytes, over the {MAX_IMAGE_BYTES:,} allowed",
             )
-        with filesystem.open_input_file(path) as file:
-            return file.read()
+        return image.read()
     except OSError as error:
         raise _missing(f"image {name!r} cannot be read: {one_line(error)}") from error
 
@@ -141,11 +147,90 @@ def _below(root: str, base: str, name: str) -> str:
         if not name.startswith(f"{base.rstrip('/')}/"):
             raise outside
         relative = name[len(base.rstrip("/")) + 1 :]
-    parts = relative.split("/")
-    if ".." in parts or "\0" in relative or relative.startswith("/"):
+    plain = plain_name(relative)
+    if plain is None:
         raise outside
-    return "/".join(part for part in parts if part not in ("", "."))
+    return plain
 
 
 def _missing(message: str) -> ImageProblem:
     return ImageProblem(Quarantine.MISSING_IMAGE, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loose:
+    """A file of its own."""
+
+    filesystem: fs.FileSystem
+    path: str
+    size: int
+
+    def read(self) -> bytes:
+        with self.filesystem.open_input_file(self.path) as file:
+            return file.read()
+
+
+class _Root:
+    """Where images are looked for; what is found out about it is found out once, by one thread."""
+
+    def __init__(self, location: str) -> None:
+        self._filesystem, self.base = open_location(location)
+        self._type = self._filesystem.get_file_info(self.base).type
+        self.exists = self._type is FileType.Directory or self._is_shard
+        self._lock = Lock()
+        self._listed: tuple[Shards | None, bool] | None = None
+
+    @property
+    def _is_shard(self) -> bool:
+        return self._type is FileType.File and is_shard(self.base)
+
+    @property
+    def shards(self) -> Shards | None:
+        """Those of the root; None where it has none."""
+        return self._contents()[0]
+
+    def find(self, name: str) -> ImageFile | None:
+        """The image of a plain name, in the first of its places that has it."""
+        names = places(name)
+        # A folder is not listed before it lacks something: it may hold a hundred thousand images.
+        if not self._is_shard and (self._listed is None or self._listed[1]):
+            for place in names:
+                path = posixpath.join(self.base, place)
+                info = self._filesystem.get_file_info(path)
+                if info.type is FileType.File:
+                    return _Loose(self._filesystem, path, info.size or 0)
+        shards = self.shards
+        found = (shards.find(place) for place in names) if shards else ()
+        return next((member for member in found if member is not None), None)
+
+    def _contents(self) -> tuple[Shards | None, bool]:
+        """The shards, and whether there may be files beside them."""
+        with self._lock:
+            if self._listed is None:
+                entries = self._entries()
+                shards = [e for e in entries if e.type is FileType.File and is_shard(e.path)]
+                opened = open_shards(self._filesystem, shards) if shards else None
+                self._listed = opened, len(shards) < len(entries)
+            return self._listed
+
+    def _entries(self) -> list[fs.FileInfo]:
+        if self._is_shard:
+            return [self._filesystem.get_file_info(self.base)]
+        try:
+            return self._filesystem.get_file_info(FileSelector(self.base, allow_not_found=True))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.base}: cannot be listed: {one_line(error)}") from error
+
+
+_roots: dict[str, _Root] = {}
+_roots_lock = Lock()
+
+
+def _root(location: str) -> _Root:
+    """A root by its location; one that is not there is looked for again."""
+    with _roots_lock:
+        if (root := _roots.get(location)) is None:
+            root = _Root(location)
+            if root.exists:
+                _roots[location] = root
+        return root

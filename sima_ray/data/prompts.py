@@ -7,20 +7,20 @@ index, a bad one with its reason. Memory stays flat at any size but for the ids.
 
 import hashlib
 import json
+import os
 import re
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileType
 
 from sima_ray.config import DataConfig
-from sima_ray.data.locations import load_image, one_line, open_location
+from sima_ray.data.locations import check_root, load_image, one_line, open_location
 from sima_ray.errors import DataError
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict
@@ -31,6 +31,8 @@ MAX_NAME_CHARS = 1024
 """Longest image name and id."""
 ROWS_A_GROUP = 1024
 CHUNK_BYTES = 1 << 20
+THREADS = min(16, 4 * (os.cpu_count() or 1))
+"""That check images: decoding needs the cores, an image at a URI waits for its server."""
 
 PLACEHOLDER = re.compile(r"\s*<image>\s*")
 
@@ -150,7 +152,7 @@ class _Checker:
         return row_id
 
 
-def index_prompts(config: DataConfig, destination: str) -> PromptIndex:
+def index_prompts(config: DataConfig, destination: str, *, root: bool = True) -> PromptIndex:
     """Check a prompts file, line by line, and write a Parquet file with one row for each line.
 
     A row's id is the input's own `id`, or a hash of image, text and ground truth. Literal `<image>`
@@ -161,11 +163,13 @@ def index_prompts(config: DataConfig, destination: str) -> PromptIndex:
     Args:
         config: Where the prompts are, and the limits.
         destination: The Parquet file to write; it appears when it is whole.
+        root: Check that the image root is there, and no shard in it broken.
 
     Raises:
-        DataError: The prompts file cannot be read or holds no line; no such image folder.
+        DataError: The prompts file cannot be read or holds no line; no such image root.
     """
-    _check_folder(config.images)
+    if root:
+        check_root(config.images)
     checker = _Checker(config)
     lines = islice(_lines(config), config.limit)
     first = next(lines, None)
@@ -202,36 +206,76 @@ def read_index(index: str, *, bad: bool = False) -> Iterator[JsonDict]:
         raise DataError(f"{index}: cannot be read: {one_line(error)}") from error
 
 
-def check_images(config: DataConfig, index: str, *, threads: int = 4) -> Iterator[JsonDict]:
-    """The good rows of an index whose image cannot be used, with `quarantine` and `error` set.
+def check_images(
+    config: DataConfig,
+    index: str,
+    *,
+    threads: int = THREADS,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[JsonDict]:
+    """The good rows of an index whose image cannot be used, with `quarantine` and `error` set, in its order.
+
+    The stages load images by the same function, so what passes here passes there. An image that many
+    rows name is loaded once.
+
+    Args:
+        config: Where the images are, and the limits.
+        index: What `index_prompts` wrote.
+        threads: Images at once.
+        on_progress: Called after each row with how many there were.
 
     Raises:
         DataError: The index or the image root cannot be opened.
     """
-    return check_rows(config, read_index(index), threads=threads)
+    return check_rows(config, read_index(index), threads=threads, on_progress=on_progress)
 
 
 def check_rows(
-    config: DataConfig, rows: Iterator[JsonDict], *, threads: int = 4
+    config: DataConfig,
+    rows: Iterator[JsonDict],
+    *,
+    threads: int = THREADS,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[JsonDict]:
-    """Of rows with an `image`, those whose image cannot be used, with `quarantine` and `error` set.
-
-    The stages load images by the same function, so what passes here passes there.
+    """Of rows with an `image`, those whose image cannot be used; see `check_images`.
 
     Raises:
         DataError: The image root cannot be opened.
     """
+    loaded = images_loaded(config.images, rows, config.max_image_pixels, threads=threads)
+    for number, (row, problem) in enumerate(loaded, 1):
+        if problem is not None:
+            yield {**row, "quarantine": problem.reason.value, "error": one_line(problem)}
+        on_progress(number)
 
-    def checked(row: JsonDict) -> JsonDict:
+
+def images_loaded(
+    root: str, rows: Iterator[JsonDict], max_pixels: int, *, threads: int = THREADS
+) -> Iterator[tuple[JsonDict, ImageProblem | None]]:
+    """Each row, and what is wrong with its `image`; see `check_images`."""
+
+    def load(name: str) -> ImageProblem | None:
         try:
-            load_image(config.images, row["image"], config.max_image_pixels)
+            load_image(root, name, max_pixels)
         except ImageProblem as problem:
-            return {**row, "quarantine": problem.reason.value, "error": str(problem)}
-        return row
+            return problem
+        return None
 
+    known: dict[str, ImageProblem | None] = {}
+    asked: dict[str, Future[ImageProblem | None]] = {}
+    ahead: deque[JsonDict] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(rows, 16 * threads)):
-            yield from (row for row in pool.map(checked, chunk) if row.get("quarantine"))
+        while True:
+            for row in islice(rows, 16 * threads - len(ahead)):
+                ahead.append(row)
+                if (name := row["image"]) not in known and name not in asked:
+                    asked[name] = pool.submit(load, name)
+            if not ahead:
+                return
+            row = ahead.popleft()
+            if (name := row["image"]) in asked:
+                known[name] = asked.pop(name).result()
+            yield row, known[name]
 
 
 def problem_lines(index: str) -> Iterator[str]:
@@ -252,12 +296,6 @@ def read_lines(location: str) -> Iterator[bytes]:
     """
     lines = _lines(DataConfig(prompts=location, images="."))
     return (line.data for line in lines if not line.too_long)
-
-
-def _check_folder(images: str) -> None:
-    filesystem, path = open_location(images)
-    if filesystem.get_file_info(path).type is not FileType.Directory:
-        raise DataError(f"{images}: there is no such image folder")
 
 
 def _lines(config: DataConfig) -> Iterator[_Line]:

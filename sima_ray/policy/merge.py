@@ -78,7 +78,7 @@ def merge(
         destination: Folder to make; it appears whole or not at all.
         config: Rows to compare, and the tolerance.
         probe: Real pairs; the first usable ones are compared.
-        images: Folder or URI that their image names are relative to.
+        images: What their image names are relative to, as `data.images` of a run.
         write: Writes a merged model's weights into a folder; None is `save_pretrained`.
 
     Raises:

@@ -75,13 +75,24 @@ class Progress:
 
 
 class Screen:
-    """Shows the marked lines of a log: on a terminal, updates of a stage replace one another."""
+    """Shows the marked lines of a log: on a terminal, updates of a stage replace one another.
+
+    A stage can write to one, too: that of a command which works in this very process.
+    """
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._terminal = self._out.isatty()
         self._pending = False
         self._last_update = float("-inf")
+
+    def write(self, text: str, /) -> int:
+        """Show a line, as `line` does."""
+        self.line(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """What was written is shown already."""
 
     def line(self, raw: str) -> None:
         """Show one line of a job's log, if it is meant for people."""

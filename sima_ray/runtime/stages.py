@@ -15,6 +15,7 @@ from ray.data import Dataset
 from sima_ray.data.blocks import reopen_failed
 from sima_ray.data.earlier import choose_unsettled, mix_pairs
 from sima_ray.data.export import export_llava, export_trl
+from sima_ray.data.locations import check_root
 from sima_ray.data.prompts import index_prompts, problem_lines
 from sima_ray.data.sinks import read_pairs, write_pairs, write_preferences
 from sima_ray.data.stages import critique, generate, outcome, read_prompts
@@ -79,6 +80,8 @@ def prepare(run: Run) -> JsonDict:
     def work(stage: Stage) -> tuple[JsonDict, str]:
         destination = run.folder.path("prompts.parquet")
         index = index_prompts(run.config.data, destination)
+        if (shards := check_root(run.config.data.images)) is not None:
+            run.progress.say(f"  {run.config.data.images}: {shards}")
         for number, line in enumerate(problem_lines(destination)):
             if number == _SHOWN_PROBLEMS:
                 run.progress.say(

@@ -98,7 +98,7 @@ def run_training(
     Args:
         model: Policy folder, on a path that all nodes see.
         pairs: Parquet file or folder of pairs.
-        images: Folder or URI that image names are relative to.
+        images: What image names are relative to, as `data.images` of a run.
         output: Folder or URI for all that the run leaves; all nodes must reach it.
         config: The settings.
         seed: Of adapters, order and dropout.

@@ -126,7 +126,7 @@ class PairEncoder:
     ) -> None:
         """Args:
         processor: Of the policy.
-        images: Folder or URI that image names are relative to.
+        images: What image names are relative to, as `data.images` of a run.
         max_tokens: Longest allowed prompt + response.
         context: The longest that the model can take, where it has a limit.
         """

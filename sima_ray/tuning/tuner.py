@@ -41,7 +41,7 @@ class TuningJob:
     Attributes:
         model: Policy folder.
         pairs: Parquet file or folder.
-        images: Folder or URI that image names are relative to.
+        images: What image names are relative to, as `data.images` of a run.
         references: Path or URI of the file that keeps the reference log-probabilities.
         config: The settings.
         seed: Of the adapters' first weights, the order and dropout.

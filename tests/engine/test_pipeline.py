@@ -1,12 +1,13 @@
 """The whole loop, small: real Ray, Serve, vLLM, Data, Train and DeepSpeed on the demo's policy and world.
 
-Bad rows are among the prompts: each must get its line, its reason and its place in the ledger, and the others
-must finish.
+The prompts come out of a file like LLaVA-Instruct's, and their images stay in a zip. Bad rows are among them: each
+must get its line, its reason and its place in the ledger, and the others must finish.
 """
 
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 
 from sima_ray.config import RunConfig
 from sima_ray.config.lmms import LmmsEval
-from sima_ray.demo.world import build_world
+from sima_ray.data.instruct import draw_prompts
+from sima_ray.demo.world import World, build_world
 from sima_ray.errors import JobFailed
 from sima_ray.runtime import cluster, submission
 from sima_ray.runtime.lmms_eval import run_lmms_eval
@@ -43,8 +45,34 @@ class Finished:
         return "\n".join(line for line in self.lines if line.startswith("[sima] "))
 
 
-def bad_lines(images: Path) -> list[str]:
-    """Prompts that cannot be used, each in its own way."""
+def as_instruct(world: World, file: Path) -> str:
+    """A world's prompts in the format of LLaVA-Instruct-150K."""
+    prompts = [json.loads(line) for line in world.prompts.read_text().splitlines()]
+    records = [
+        {
+            "id": prompt["id"],
+            "image": prompt["image"],
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{prompt['text']}"},
+                {"from": "gpt", "value": prompt["ground_truth"]},
+            ],
+        }
+        for prompt in prompts
+    ]
+    file.write_text(json.dumps(records))
+    return str(file)
+
+
+def zipped(images: Path, file: Path) -> str:
+    """The images as COCO publishes them: in a zip, below train2017/."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for image in sorted(images.iterdir()):
+            archive.write(image, f"train2017/{image.name}")
+    return str(file)
+
+
+def bad_lines(images: Path, first: str) -> list[str]:
+    """Prompts that cannot be used, each in its own way, one of them because it repeats the first."""
     good = {"image": "000000000001.png", "text": "Describe the image.", "ground_truth": "A dog."}
     encoded = io.BytesIO()
     Image.new("RGB", (96, 96), "red").save(encoded, "JPEG")
@@ -56,7 +84,7 @@ def bad_lines(images: Path) -> list[str]:
         json.dumps(good | {"id": "no-image", "image": "nowhere.png"}),
         json.dumps(good | {"id": "truncated", "image": "truncated.jpg"}),
         json.dumps(good | {"id": "huge", "image": "huge.png"}),
-        json.dumps(good | {"id": "000000000001"}),
+        first,
         json.dumps(good | {"id": "empty", "ground_truth": " "}),
     ]
 
@@ -66,14 +94,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     root = tmp_path_factory.mktemp("loop")
     world = build_world(root / "train", "train", SCENES)
     test = build_world(root / "test", "test", HELD_OUT)
-    with open(world.prompts, "a", encoding="utf-8") as prompts:
-        prompts.write("\n".join(bad_lines(world.images)) + "\n")
+    source = as_instruct(world, root / "complex_reasoning_77k.json")
+    draw_prompts([source], str(world.prompts), count=None, seed=0)
+    with open(world.prompts, "r+", encoding="utf-8") as prompts:
+        first = prompts.read().partition("\n")[0]
+        prompts.write("\n".join(bad_lines(world.images, first)) + "\n")
     values = yaml.safe_load(
         Path("configs/demo.yaml").read_text().replace("runs/demo-world", str(root))
     )
     values |= {"name": "loop", "runs": str(root / "runs"), "rounds": ROUNDS}
-    values["data"]["max_image_pixels"] = 50_000_000
+    images = zipped(world.images, root / "train2017.zip")
+    values["data"] |= {"images": images, "max_image_pixels": 50_000_000}
     values["evaluation"]["pope"] = [str(test.pope["random"])]
+    shutil.rmtree(world.images)
     values["policy"]["engine"]["dtype"] = "float32"  # so that two engines can be compared exactly
     values["policy"]["service"] |= {"port": cluster.free_port()}
     values["training"] |= {"epochs": 1, "batch_size": 8, "micro_batch_size": 8}

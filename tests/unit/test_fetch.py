@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from sima_ray.cli import app
 from sima_ray.data import fetch
 from sima_ray.data.fetch import fetch_images
-from sima_ray.data.locations import bare_name, load_image
+from sima_ray.data.locations import load_image
+from sima_ray.data.names import bare_name
 from sima_ray.errors import ConfigError, DataError
 
 
@@ -140,6 +141,17 @@ def test_a_wrong_address_ends_it_early(tmp_path: Path, server: Server) -> None:
     with pytest.raises(DataError, match=r"none of 20 images .* HTTP 404"):
         fetch_images(prompts, tmp_path / "images", server.url + "elsewhere/", connections=4)
     assert server.asked.total() < 50
+
+
+def test_the_few_that_the_server_lacks_do_not_end_it_when_the_others_are_there(
+    tmp_path: Path, server: Server
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(jpeg(1))
+    prompts = write(tmp_path, *(f"{number}.jpg" for number in range(40)))
+    found = fetch_images(prompts, tmp_path / "images", server.url, connections=4)
+    assert (found.wanted, found.there, len(found.failed)) == (40, 5, 35)
 
 
 @pytest.mark.parametrize(

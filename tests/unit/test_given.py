@@ -1,6 +1,7 @@
 """A run that begins with given pairs, up to its training: checked, counted, kept, told."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sima_ray.data.sinks import read_pairs
 from sima_ray.errors import DataError
 from sima_ray.ledger import Ledger
 from sima_ray.records import PAIR_SCHEMA, Outcome, PreferencePair, Quarantine
-from sima_ray.runtime.validation import validate_run
+from sima_ray.runtime.validation import check_run, show
 
 
 @pytest.fixture
@@ -124,11 +125,13 @@ def test_validate_names_bad_pairs_and_images(
         str(tmp_path / "images"),
         policy={"model": str(tiny_llava)},
     )
-    assert not validate_run(config, images=True)
+    found = check_run(config)
+    assert not found.good
+    show(found, sys.stdout)
     out = capsys.readouterr().out
     assert f"{tmp_path}/given.parquet:3: missing_image: image '2.png' is not in" in out
     assert f"{tmp_path}/given.parquet:5: empty_field: 'chosen' is empty (id empty)" in out
-    assert "11 pairs: 6 good, 5 set aside" in out
+    assert "11 pairs: 6 good, 5 set aside (" in out and "left out 1" in out
     assert "given.parquet:8" not in out  # identical: no fault of the file
 
 
@@ -139,5 +142,7 @@ def test_what_is_made_of_other_data_passes(
     output, images = str(tmp_path / "pairs.parquet"), str(tmp_path / "images")
     take_pairs([source], output, images=images, max_pixels=10**6, max_chars=100)
     config = given_config(tmp_path, output, images, policy={"model": str(tiny_llava)})
-    assert validate_run(config, images=True)
+    found = check_run(config)
+    assert found.good
+    show(found, sys.stdout)
     assert capsys.readouterr().out == "4 pairs: 4 good, 0 set aside\n"

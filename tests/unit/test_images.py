@@ -1,8 +1,10 @@
 """The image rules: formats, sizes from the header, wholeness, and what the model sees."""
 
 import io
+import random
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +14,14 @@ from sima_ray.images import ImageProblem, check_image, decode_image, read_header
 from sima_ray.records import Quarantine
 
 LIMIT = 1_000_000
+JPEGS: dict[str, dict[str, object]] = {
+    "colour": {},
+    "grey": {"mode": "L"},
+    "cmyk": {"mode": "CMYK"},
+    "progressive": {"progressive": True, "quality": 90},
+    "restarts": {"subsampling": 0, "restart_marker_blocks": 4},
+    "two": {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (75, 50))]},
+}
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -72,6 +82,35 @@ def test_truncated_files_are_refused(format: str, keep: float) -> None:
     with pytest.raises(ImageProblem) as problem:
         check_image(data[: int(len(data) * keep)], LIMIT)
     assert problem.value.reason is Quarantine.BROKEN_IMAGE
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged EXIF
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_check_accepts_what_decodes_and_nothing_else(options: dict[str, object]) -> None:
+    """A JPEG is checked with an eighth of its pixels: damage must show as it does in all of them."""
+    mode = str(options.get("mode", "RGB"))
+    whole = encoded(noise(75, 50).convert(mode), **{"format": "JPEG", **options})
+    assert check_image(whole, LIMIT).width == 75
+    draw, accepted = random.Random(0), 0
+    for number in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.choice((1, 1, 3, 20))):
+            data[draw.randrange(2, draw.choice((min(700, len(data)), len(data))))] = draw.randrange(
+                256
+            )
+        data = bytes(data if number % 3 else data[: draw.randrange(len(data))])
+        checked, decoded = (_reason(check, data) for check in (check_image, decode_image))
+        assert checked == decoded
+        accepted += checked is None
+    assert 10 < accepted < 140
+
+
+def _reason(check: Callable[[bytes, int], object], data: bytes) -> Quarantine | None:
+    try:
+        check(data, LIMIT)
+    except ImageProblem as problem:
+        return problem.reason
+    return None
 
 
 @pytest.mark.parametrize("size", [(1001, 1000), (10_000, 10_000), (60_000, 60_000)])

@@ -269,7 +269,7 @@ def test_coco_layouts_find_the_same_image(tmp_path: Path) -> None:
         (root / place).parent.mkdir(parents=True)
         (root / place).write_bytes(b"x")
         for name in names:
-            assert resolve_image(str(root), name) == str(root / place)
+            assert resolve_image(str(root), name).path == str(root / place)
         with pytest.raises(ImageProblem, match="is not in"):
             resolve_image(str(root), f"gqa/{leaf}")
 
@@ -297,9 +297,9 @@ def test_no_image_name_leaves_the_root(images: Path, name: str) -> None:
 
 def test_absolute_names_and_uris_within_the_root(images: Path) -> None:
     path = str(images / "a.jpg")
-    assert resolve_image(str(images), path) == path
-    assert resolve_image(f"file://{images}", f"file://{path}") == path
-    assert resolve_image(f"file://{images}/", "./a.jpg") == path
+    assert resolve_image(str(images), path).path == path
+    assert resolve_image(f"file://{images}", f"file://{path}").path == path
+    assert resolve_image(f"file://{images}/", "./a.jpg").path == path
     assert open_location(f"file://{images}")[1] == str(images)
     assert load_image(str(images), "a.jpg", 10_000) == (images / "a.jpg").read_bytes()
     with pytest.raises(ImageProblem, match="is not in"):
