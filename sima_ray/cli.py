@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sima_ray import __version__, cli_data, cli_jobs, cli_runs
-from sima_ray.cli_jobs import Address, ConfigPath, follow
+from sima_ray import __version__, cli_data, cli_jobs, cli_plan, cli_runs
+from sima_ray.cli_config import ConfigPath, Model, Name, Set, load_config
+from sima_ray.cli_jobs import Address, follow
 from sima_ray.errors import SimaError
 
 app = typer.Typer(
@@ -55,17 +56,19 @@ def options(
 @app.command()
 def demo(
     config: Annotated[Path, typer.Option(help="Run config.")] = Path("configs/demo.yaml"),
-    name: Annotated[str | None, typer.Option(help="Run name; default: the config's.")] = None,
+    name: Name = None,
     cpus: Annotated[int, typer.Option(min=2, help="Logical CPUs of the demo's cluster.")] = 4,
+    settings: Set = None,
 ) -> None:
     """Run the whole loop on this machine: answer, judge, tune, compare."""
     from sima_ray.demo.run import run_demo
 
-    run_demo(config, name, cpus)
+    run_demo(load_config(config, settings, name=name), cpus)
 
 
 for command in (cli_jobs.submit, cli_jobs.status, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume):
     app.command()(command)
+app.command()(cli_plan.plan)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_data.app, name="data")
 
@@ -76,11 +79,12 @@ def serve(
     address: Address = None,
     round: Annotated[int, typer.Option(min=0, help="Round whose policy to serve; 0: base.")] = 0,
     app: App = "policy",
+    model: Model = None,
+    name: Name = None,
+    settings: Set = None,
 ) -> None:
     """Deploy a policy and the critic on a cluster, and leave them up; another --app is another pair beside it."""
-    from sima_ray.config import RunConfig
-
-    resolved = RunConfig.load(config)
+    resolved = load_config(config, settings, model, name)
     from sima_ray.runtime import submission
     from sima_ray.runtime.critic_token import token_file, token_hash
 
@@ -236,12 +240,13 @@ def down() -> None:
 def validate(
     config: ConfigPath,
     images: Annotated[bool, typer.Option(help="Also check every image.")] = True,
+    model: Model = None,
+    settings: Set = None,
 ) -> None:
     """Check a run config, its prompts file and its images, without a cluster."""
-    from sima_ray.config import RunConfig
     from sima_ray.runtime.validation import validate_run
 
-    if not validate_run(RunConfig.load(config), images=images):
+    if not validate_run(load_config(config, settings, model), images=images):
         raise typer.Exit(1)
 
 

@@ -4,6 +4,7 @@ Imports no torch, ray or vllm, so that a command can check a config and answer a
 """
 
 from sima_ray.config.base import Section
+from sima_ray.config.hardware import HardwareConfig
 from sima_ray.config.run import (
     CriticConfig,
     DataConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "GenerationConfig",
+    "HardwareConfig",
     "LoraSettings",
     "LossSettings",
     "MergeConfig",

@@ -1,12 +1,15 @@
 """A whole run, and what its stages do."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sima_ray.config.base import Folder, Location, Section
+from sima_ray.config.hardware import HardwareConfig
+from sima_ray.config.overrides import apply_overrides, read_settings
 from sima_ray.config.serving import PolicyConfig
 from sima_ray.config.training import TrainingConfig
 from sima_ray.errors import ConfigError
@@ -168,6 +171,7 @@ class RunConfig(Section):
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    hardware: HardwareConfig = HardwareConfig()
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
@@ -180,23 +184,20 @@ class RunConfig(Section):
         return self
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read a YAML file.
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, and those that it extends.
+
+        Args:
+            path: The file.
+            overrides: `KEY=VALUE` settings that count instead of the file's (see `apply_overrides`).
 
         Raises:
             ConfigError: Unreadable, not YAML, an unknown key, or a value that does not fit; names
                 each.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                values = yaml.safe_load(file)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: must hold a mapping of settings")
-        return cls.parse(cast(dict[str, Any], values), origin=str(path))
+        values = apply_overrides(read_settings(path), overrides, cls)
+        origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+        return cls.parse(values, origin=origin)
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str = "config") -> Self:

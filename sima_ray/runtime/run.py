@@ -161,6 +161,7 @@ _MAY_CHANGE = (
     "generation.timeout_s",
     "training.cpus_per_worker",
     "training.max_failures",
+    "hardware.",
 )
 """Settings that say how a run is done, not what it computes: a resumed run may have others."""
 
