@@ -46,7 +46,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     settings: Set = None,
 ) -> None:
-    """Work out memory per GPU, hours and disk of a run, with the arithmetic; exit with 1 where something does not fit."""
+    """Work out memory per GPU, hours and disk of a run, and show how; exits with 1 where it does not fit."""
     given = {
         "gpus": gpus,
         "gpu_memory_gb": gpu_memory_gb,

@@ -1,4 +1,4 @@
-"""Settings given beside a config file: `--set policy.engine.accelerator=cpu`, and files that extend another one."""
+"""Settings beside a config file: `--set policy.engine.accelerator=cpu`, and files that extend another one."""
 
 import difflib
 import json
@@ -57,8 +57,8 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """Settings with `KEY=VALUE` overrides upon them, the last of a key the one that counts.
 
-    A value is read as YAML, unless its field holds text: `name=7` is the name "7". `null` takes an optional setting
-    away.
+    A value is read as YAML, unless its field holds text: `name=7` is the name "7". `null` takes an optional
+    setting away.
 
     Args:
         values: As read from a file.

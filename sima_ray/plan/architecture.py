@@ -204,7 +204,7 @@ class ImageRule:
         """Every tile after two marks, a line break after each row of them; then the whole image."""
         rows, columns = self._tiles(width, height)
         each = (self.side // self.patch) ** 2 // self.merge**2
-        return rows * (columns * (each + 2) + 1) + (each + 4)
+        return rows * (columns * (each + 2) + 1) + (each + 3)
 
     def _grid(self, width: int, height: int) -> int:
         """Patches: both edges a multiple of merged patches, the whole between `least` and `most` pixels."""

@@ -63,7 +63,7 @@ def plan_hours(
                 "evaluate",
                 evaluation,
                 "h",
-                f"{load.captions:,} captions and {load.questions:,} questions, each of {rounds + 1} times",
+                f"{load.captions:,} captions and {load.questions:,} questions; {rounds + 1} times",
             )
         )
         hours += evaluation * (rounds + 1)
@@ -196,10 +196,11 @@ def _training(
     reference = load.pairs * 2 * (model.language.body * load.row + model.vision * load.patches)
     flops = load.pairs * training.epochs * row + reference
     speed = training.workers * hardware.gpu_tflops * 1e12 * assume.mfu_training
+    recomputed = ", recomputation among them" * again
     how = (
         f"{load.pairs:,} × ({training.epochs} × {row / 1e12:,.1f} TFLOP + reference "
         f"{reference / load.pairs / 1e12:,.1f}) ÷ ({training.workers} × {hardware.gpu_tflops:g} TFLOP/s × "
-        f"{assume.mfu_training:g}); a row of {load.row:,} tokens is 2 × {passes} × {model.language.body / 1e9:.2f}e9 "
-        f"each{', recomputation among them' * again}"
+        f"{assume.mfu_training:g}); a row of {load.row:,} tokens is 2 × {passes} × "
+        f"{model.language.body / 1e9:.2f}e9 each{recomputed}"
     )
     return Figure("", flops / speed / _SECONDS, "h", how), steps

@@ -17,8 +17,8 @@ _HALF_LAYER_NORMS = 2
 def activations(text: Language, config: TrainingConfig) -> int:
     """Bytes that a layer keeps of one token for its backward pass.
 
-    The residual stream, the norms and what they are of; queries, keys and values before and after rotation with the
-    attention's output; gate, up, their product and its activation; what every adapter has between its two matrices.
+    The residual stream, the norms and what they are of; queries, keys and values before and after rotation, and
+    the attention's output; gate, up, the activation and the product; what each adapter has between its matrices.
     """
     size = _size(config)
     half = size == 2
