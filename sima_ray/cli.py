@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from sima_ray import __version__, cli_data, cli_evaluate, cli_jobs, cli_lmms, cli_models, cli_runs
-from sima_ray.cli_jobs import Address, ConfigPath, follow
+from sima_ray import (
+    __version__,
+    cli_data,
+    cli_evaluate,
+    cli_jobs,
+    cli_lmms,
+    cli_models,
+    cli_plan,
+    cli_runs,
+)
+from sima_ray.cli_config import ConfigPath, Model, Name, Set, load_config
+from sima_ray.cli_jobs import Address, follow
 from sima_ray.errors import SimaError
 
 app = typer.Typer(
@@ -55,19 +65,21 @@ def options(
 @app.command()
 def demo(
     config: Annotated[Path, typer.Option(help="Run config.")] = Path("configs/demo.yaml"),
-    name: Annotated[str | None, typer.Option(help="Run name; default: the config's.")] = None,
+    name: Name = None,
     cpus: Annotated[int, typer.Option(min=2, help="Logical CPUs of the demo's cluster.")] = 4,
+    settings: Set = None,
 ) -> None:
     """Run the whole loop on this machine: answer, judge, tune, compare."""
     from sima_ray.demo.run import run_demo
 
-    run_demo(config, name, cpus)
+    run_demo(load_config(config, settings, name=name), cpus)
 
 
 for command in (cli_jobs.submit, cli_jobs.status, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume):
     app.command()(command)
 app.command()(cli_evaluate.evaluate)
 app.command()(cli_lmms.lmms_eval)
+app.command()(cli_plan.plan)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_models.convert)
@@ -79,11 +91,12 @@ def serve(
     address: Address = None,
     round: Annotated[int, typer.Option(min=0, help="Round whose policy to serve; 0: base.")] = 0,
     app: App = "policy",
+    model: Model = None,
+    name: Name = None,
+    settings: Set = None,
 ) -> None:
     """Deploy a policy and the critic on a cluster, and leave them up; another --app is another pair beside it."""
-    from sima_ray.config import RunConfig
-
-    resolved = RunConfig.load(config)
+    resolved = load_config(config, settings, model, name)
     from sima_ray.runtime import submission
     from sima_ray.runtime.critic_token import token_file, token_hash
 
@@ -262,22 +275,24 @@ def validate(
             metavar="FILE", help="Write all that was found as JSON; `-`: to standard output."
         ),
     ] = None,
+    model: Model = None,
+    settings: Set = None,
 ) -> None:
     """Say what a run would set aside and why, without a cluster; exit code 1 where it is anything.
 
     sima validate prompts.jsonl --images train2017.zip
     """
-    from sima_ray.config import DataConfig, RunConfig
+    from sima_ray.config import DataConfig
     from sima_ray.errors import ConfigError
     from sima_ray.runtime import validation
 
     if target.lower().endswith((".yaml", ".yml")):
-        config = RunConfig.load(target)
-        if images is not None:
-            data = DataConfig.model_validate(config.data.model_dump() | {"images": images})
-            config = config.model_copy(update={"data": data})
+        given = [] if images is None else [f"data.images={images}"]
+        config = load_config(Path(target), [*(settings or []), *given], model)
         found = validation.check_run(config, images=not no_images)
     else:
+        if model is not None or settings:
+            raise ConfigError(f"{target}: --model and --set belong to a run config (.yaml)")
         if images is None and not no_images:
             raise ConfigError(f"{target}: give --images as well, or --no-images")
         data = DataConfig(prompts=target, images=images or ".")

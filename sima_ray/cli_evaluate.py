@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from sima_ray.cli_jobs import Address, ConfigPath, Verbose, Wait, submitted
+from sima_ray.cli_config import ConfigPath, Model, Set, load_config
+from sima_ray.cli_jobs import Address, Verbose, Wait, submitted
 
 
 def evaluate(
@@ -21,15 +22,8 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="0: before tuning; default: the first that lacks one of them."),
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting in place of the config's, as in evaluation.amber.limit=100.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
+    settings: Set = None,
     address: Address = None,
     wait: Wait = True,
     verbose: Verbose = False,
@@ -41,10 +35,9 @@ def evaluate(
 
     sima evaluate CONFIG --round 0 --suite amber --suite mmhal
     """
-    from sima_ray.config import RunConfig
     from sima_ray.errors import ConfigError
 
-    resolved = RunConfig.load(config, change or ())
+    resolved = load_config(config, settings, model)
     has = resolved.evaluation.suites if resolved.evaluation else ()
     if unknown := [name for name in suite or () if name not in has]:
         known = f"it has {', '.join(has)}" if has else "it has no `evaluation` section"

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sima_ray.cli_config import ConfigPath, Model, Name, Set, load_config
+
 if TYPE_CHECKING:
     from sima_ray.runtime.submission import Target
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -42,12 +43,14 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and submit nothing.")
     ] = False,
+    model: Model = None,
+    name: Name = None,
+    settings: Set = None,
 ) -> None:
     """Submit a stage, or the whole pipeline, to a Ray cluster as a job. Ctrl-C leaves the job running."""
-    from sima_ray.config import RunConfig
     from sima_ray.errors import ConfigError
 
-    resolved = RunConfig.load(config)
+    resolved = load_config(config, settings, model, name)
     if dry_run:
         typer.echo(resolved.dump(), nl=False)
         return

@@ -1,13 +1,16 @@
 """Untrained tiny models of other families than LLaVA 1.5, with the processors that belong to them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sima_ray.policy.tiny import CHAT_TEMPLATE, make_tokenizer
+from sima_ray.critic.verdict import VERDICTS
+from sima_ray.policy.tiny import CHAT_TEMPLATE, make_tokenizer, published_name
 
 hf: Any = transformers  # its configs take more than their types say
 VISION = {
@@ -22,7 +25,7 @@ QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_p
 
 def llava_next() -> tuple[Any, Any]:
     """LLaVA-NeXT: tiles of an image, as many as its shape asks for."""
-    tokenizer = make_tokenizer([], 4096)
+    tokenizer = make_tokenizer(VERDICTS, 4096)
     tiles = [[32, 64], [64, 32], [64, 64]]
     processor = hf.LlavaNextProcessor(
         image_processor=hf.LlavaNextImageProcessor(
@@ -49,12 +52,12 @@ def llava_next() -> tuple[Any, Any]:
 
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Qwen2.5-VL: images of any shape, rotary positions in three axes."""
-    tokenizer = make_tokenizer([], 4096)
+    tokenizer = make_tokenizer(VERDICTS, 4096)
     tokenizer.add_tokens(QWEN_TOKENS, special_tokens=True)
     config = hf.Qwen2_5_VLConfig(
-        text_config=_text(tokenizer) | _rotary([2, 3, 3]),
+        text_config=_text(tokenizer) | _rotary([4, 6, 6]),
         vision_config=GRID
-        | {"out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 32},
+        | {"out_hidden_size": 64, "fullatt_block_indexes": [1], "window_size": 32},
         **_qwen_tokens(tokenizer),
     )
     processor = _qwen_processor(hf.Qwen2_5_VLProcessor, tokenizer)
@@ -63,12 +66,12 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 
 def qwen3_vl() -> tuple[Any, Any]:
     """Qwen3-VL: as Qwen2.5-VL, and features of deeper vision layers go into the decoder's first ones."""
-    tokenizer = make_tokenizer([], 4096)
+    tokenizer = make_tokenizer(VERDICTS, 4096)
     tokenizer.add_tokens(QWEN_TOKENS, special_tokens=True)
     config = hf.Qwen3VLConfig(
-        text_config=_text(tokenizer) | {"head_dim": 16} | _rotary([2, 3, 3]),
+        text_config=_text(tokenizer) | {"head_dim": 32} | _rotary([4, 6, 6]),
         vision_config=GRID
-        | {"out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        | {"out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
         **_qwen_tokens(tokenizer),
     )
     processor = _qwen_processor(hf.Qwen3VLProcessor, tokenizer)
@@ -77,7 +80,7 @@ def qwen3_vl() -> tuple[Any, Any]:
 
 def idefics3() -> tuple[Any, Any]:
     """Idefics3, which the first SmolVLMs are: an image as tiles and as a whole, one tensor of all features."""
-    tokenizer = make_tokenizer([], 4096)
+    tokenizer = make_tokenizer(VERDICTS, 4096)
     tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
     others = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
     tokenizer.add_tokens([*others, *tiles], special_tokens=True)
@@ -104,7 +107,7 @@ def gemma3(**text: Any) -> tuple[Any, Any]:
     Args:
         text: Settings of the language model.
     """
-    tokenizer = make_tokenizer([], 4096)
+    tokenizer = make_tokenizer(VERDICTS, 4096)
     around = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     tokenizer.add_tokens([*around.values()], special_tokens=True)
     for name, token in around.items():
@@ -133,7 +136,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
 def _text(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": 64,  # heads of 32, which the engine's kernels know
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
@@ -171,3 +174,29 @@ def _made(kind: Any, config: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return kind(config).eval()
+
+
+def lean(model: Any, likes: dict[int, float]) -> None:
+    """Let an untrained model of untied weights say what it likes, whatever it reads: by one wide dimension.
+
+    Args:
+        model: In float32.
+        likes: How much more than other tokens, by token, in nats.
+    """
+    width = model.config.get_text_config().hidden_size
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 2.0
+        head = model.get_output_embeddings().weight
+        head[:, 0] = 0.0
+        for token, nats in likes.items():
+            head[token, 0] = nats / width**0.5
+
+
+def save(model: Any, processor: Any, folder: Path) -> Path:
+    """A model made here as a policy folder, with the weights' published names."""
+    model.bfloat16().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    renamed = {published_name(name): tensor for name, tensor in load_file(weights).items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    return folder

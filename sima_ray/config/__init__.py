@@ -12,6 +12,7 @@ from sima_ray.config.evaluation import (
     MementosConfig,
     MMHalConfig,
 )
+from sima_ray.config.hardware import HardwareConfig
 from sima_ray.config.run import (
     CriticConfig,
     DataConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "EvaluationConfig",
     "GenerationConfig",
     "HalBenchConfig",
+    "HardwareConfig",
     "JudgeConfig",
     "LoraSettings",
     "LossSettings",

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sima_ray.config.base import Folder, Location, Section
 from sima_ray.config.evaluation import EvaluationConfig
+from sima_ray.config.hardware import HardwareConfig
+from sima_ray.config.overrides import apply_overrides, read_settings
 from sima_ray.config.serving import PolicyConfig
 from sima_ray.config.training import TrainingConfig
 from sima_ray.errors import ConfigError
@@ -167,6 +169,7 @@ class RunConfig(Section):
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    hardware: HardwareConfig = HardwareConfig()
 
     @model_validator(mode="after")
     def _given(self) -> Self:
@@ -191,30 +194,20 @@ class RunConfig(Section):
         return self
 
     @classmethod
-    def load(cls, path: Path | str, changes: Sequence[str] = ()) -> Self:
-        """Read a YAML file.
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, and those that it extends.
 
         Args:
             path: The file.
-            changes: Settings in place of the file's, each as in "evaluation.limit=100"; values are YAML.
+            overrides: `KEY=VALUE` settings that count instead of the file's (see `apply_overrides`).
 
         Raises:
             ConfigError: Unreadable, not YAML, an unknown key, or a value that does not fit; names
                 each.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                values = yaml.safe_load(file)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: must hold a mapping of settings")
-        settings = cast(dict[str, Any], values)
-        for change in changes:
-            _change(settings, change)
-        return cls.parse(settings, origin=str(path))
+        values = apply_overrides(read_settings(path), overrides, cls)
+        origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+        return cls.parse(values, origin=origin)
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str = "config") -> Self:
@@ -234,26 +227,6 @@ class RunConfig(Section):
     def dump(self) -> str:
         """The resolved config as YAML; loading it again gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def _change(values: dict[str, Any], change: str) -> None:
-    """Put one "key.key=value" into settings as they were read."""
-    key, equals, text = change.partition("=")
-    *sections, last = key.split(".")
-    if not equals or not all((*sections, last)):
-        raise ConfigError(f"--set {change}: write key=value, as in --set evaluation.limit=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {change}: not a YAML value: {text!r}") from error
-    for name in sections:
-        inner = values.get(name)
-        if inner is None:
-            inner = values[name] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {change}: {name} is no section")
-        values = cast(dict[str, Any], inner)
-    values[last] = value
 
 
 def _plain(error: Any) -> str:

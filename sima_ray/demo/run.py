@@ -25,16 +25,13 @@ PROMPTS_SEED = 21  # other draws than those that the policy was made from
 _SAMPLE_EVERY_S = 2.0
 
 
-def run_demo(config_file: Path, name: str | None, cpus: int) -> None:
+def run_demo(config: RunConfig, cpus: int) -> None:
     """Make the demo's world, run the pipeline on it, and show what came out.
 
     Raises:
         ConfigError: The config cannot be used.
         JobFailed: The pipeline failed; the message names the log.
     """
-    config = RunConfig.load(config_file)
-    if name is not None:
-        config = RunConfig.parse(config.model_dump() | {"name": name}, origin="--name")
     folder = Path(config.runs) / config.name
     console = Console(highlight=False, soft_wrap=True)
     if (folder / "demo.json").exists():

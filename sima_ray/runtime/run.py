@@ -174,6 +174,7 @@ _MAY_CHANGE = (
     *(f"evaluation.{name}" for name in ("pope", "amber", "halbench", "mmhal", "mementos")),
     "evaluation.judge",
     "evaluation.every_round",
+    "hardware.",
 )
 """Settings that say how a run is done, not what it computes: a resumed run may have others. A suite whose
 settings are others is run again; CHAIR's stay, for rounds may end by them."""

@@ -13,13 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sima_ray.config import TrainingConfig
+from sima_ray.tuning.limits import MOST_REDUCED
 from sima_ray.tuning.lora import trainable
 
 Engine = Any
 """A `deepspeed.DeepSpeedEngine` (the package has no types)."""
-
-_BUCKET = 50_000_000
-"""Gradients at most that are averaged at once; DeepSpeed's default sets 1 to 2 GB aside for them in every step."""
 
 
 def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engine:
@@ -71,7 +69,7 @@ def deepspeed_config(config: TrainingConfig, world: int, elements: int) -> dict[
         "data_types": {"grad_accum_dtype": "fp32"} if bf16 and config.zero_stage else {},
         "zero_optimization": {
             "stage": config.zero_stage,
-            "reduce_bucket_size": min(elements, _BUCKET),
+            "reduce_bucket_size": min(elements, MOST_REDUCED),
         }
         | _offload(config),
         "zero_force_ds_cpu_optimizer": False,

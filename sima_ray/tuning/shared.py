@@ -21,9 +21,7 @@ from sima_ray.tuning.attention import PADDING, PROMPT, attention_mask, attention
 from sima_ray.tuning.dataset import EncodedPair
 from sima_ray.tuning.forward import Model, PairLogps, last_hidden, pad_rows
 from sima_ray.tuning.last_layer import mark
-
-MOST_LOGITS = 1 << 24
-"""Logits that may exist at once: 64 MiB of them in float32."""
+from sima_ray.tuning.limits import MOST_LOGITS
 
 Row = tuple[Tensor, Sequence[Tensor]]
 """A prompt's ids and those of its responses; none is empty."""
