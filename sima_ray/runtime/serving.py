@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import ActorAlreadyExistsError
 
 from sima_ray.config import CriticConfig, PolicyConfig, ServiceConfig
 from sima_ray.errors import ConfigError, ServiceError
@@ -33,6 +34,9 @@ from sima_ray.runtime.deployment import bundles, scaling_options
 from sima_ray.runtime.routing import with_possible_routing
 from sima_ray.runtime.sockets import free_ports, is_free
 
+_START_S = 30.0
+"""For a Serve that another run starts to come up."""
+
 
 def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
     """Start Serve on this cluster unless it runs, and return the port of its HTTP proxy.
@@ -44,22 +48,41 @@ def start_serve(host: str = "127.0.0.1", port: int = 8000) -> int:
     Raises:
         ServiceError: When the port is taken, or Serve runs already but on another address.
     """
-    found = details()
-    if found is not None and found.http_options is not None:
-        there = found.http_options
-        if port not in (0, there.port) or there.host != host:
-            raise ServiceError(
-                f"Serve already listens on {there.host}:{there.port}, not on {host}:{port}: "
-                "use that address, or shut Serve down first"
-            )
-        return int(there.port)
+    if (there := _listening(host, port)) is not None:
+        return there
     if port and not is_free(host, port):
         raise ServiceError(
             f"port {port} on {host} is taken: stop what listens there, or choose another port"
         )
     port = port or free_ports(1, host)[0]
-    serve.start(http_options={"host": host, "port": port})
+    try:
+        serve.start(http_options={"host": host, "port": port})
+    except ActorAlreadyExistsError:  # another run starts it at this moment
+        deadline = time.monotonic() + _START_S
+        while (there := _listening(host, port)) is None:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        return there
     return port
+
+
+def _listening(host: str, port: int) -> int | None:
+    """The port of the Serve that runs; None where none does.
+
+    Raises:
+        ServiceError: It listens elsewhere.
+    """
+    found = details()
+    if found is None or found.http_options is None:
+        return None
+    there = found.http_options
+    if port not in (0, there.port) or there.host != host:
+        raise ServiceError(
+            f"Serve already listens on {there.host}:{there.port}, not on {host}:{port}: "
+            "use that address, or shut Serve down first"
+        )
+    return int(there.port)
 
 
 def deploy_policy(

@@ -10,7 +10,7 @@ import pytest
 
 from sima_ray.config import RunConfig
 from sima_ray.errors import ModelError
-from sima_ray.plan.architecture import find_architecture
+from sima_ray.plan.architecture import find_architecture, read_architecture
 from sima_ray.plan.plan import Plan, make_plan
 from sima_ray.plan.workload import Assumptions
 
@@ -217,3 +217,38 @@ def test_a_plan_loads_no_engines() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_the_memory_of_a_step_against_a_measured_one() -> None:
+    """docs/tuning.json: a LLaVA of 4 layers in float32 on a CPU, what a step needs beyond what is loaded.
+
+    What is measured is the process's resident memory: it has all that a layer keeps, and what the allocator does
+    not give back. Beyond a factor of three a plan would be of another model.
+    """
+    measured = json.loads((ROOT / "docs" / "tuning.json").read_text())
+    sizes, settings = measured["settings"]["sizes"], measured["settings"]["training"]
+    text = {
+        "model_type": "llama",
+        "hidden_size": sizes["text_width"],
+        "intermediate_size": sizes["text_inner"],
+        "num_hidden_layers": sizes["text_layers"],
+        "num_attention_heads": sizes["text_heads"],
+        "vocab_size": sizes["vocabulary"],
+    }
+    vision = {
+        "hidden_size": sizes["vision_width"],
+        "intermediate_size": 4 * sizes["vision_width"],
+        "num_hidden_layers": sizes["vision_layers"],
+        "image_size": sizes["image_side"],
+        "patch_size": sizes["patch"],
+    }
+    model = read_architecture({"model_type": "llava", "text_config": text, "vision_config": vision})
+    values = RunConfig.load(ROOT / "configs" / "llava-1.5-7b-1x80gb.yaml").model_dump()
+    longest = sizes["response_tokens"][1]
+    config = RunConfig.parse(
+        values | {"training": settings} | {"generation": {"max_tokens": longest}}
+    )
+    train = make_plan(config, model, "", Assumptions(question_tokens=40)).section("train")
+    step = sum(train.value(f) for f in ("activations", "logits of responses", "vision tower"))
+    working = measured["trainers"]["ours"]["working_bytes"]["median"] / 1e9
+    assert working / 3 < step < working
