@@ -48,7 +48,7 @@ def test_sima_commands_and_options_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_make_targets_exist(page: Path) -> None:
     for line in code(page):
-        for target in re.findall(r"\bmake ([a-z]+)\b", line):
+        for target in re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b", line):
             assert target in TARGETS, f"{page.name}: make {target}"
 
 
