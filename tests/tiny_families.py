@@ -196,7 +196,8 @@ def save(model: Any, processor: Any, folder: Path) -> Path:
     """A model made here as a policy folder, with the weights' published names."""
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
-    weights = folder / "model.safetensors"
-    renamed = {published_name(name): tensor for name, tensor in load_file(weights).items()}
-    save_file(renamed, weights, metadata={"format": "pt"})
+    if model.config.model_type.startswith("llava"):  # others save theirs by themselves
+        weights = folder / "model.safetensors"
+        renamed = {published_name(name): tensor for name, tensor in load_file(weights).items()}
+        save_file(renamed, weights, metadata={"format": "pt"})
     return folder
