@@ -134,7 +134,7 @@ def test_evaluate_names_what_the_config_lacks(config: Path, tmp_path: Path) -> N
     options = ("--set", setting, "--set", "evaluation.amber.limit=5")
     done = sima("evaluate", str(config), *options, "--suite", "pope")
     assert_one_line(done, "no files for the suite pope; it has amber", code=2)
-    assert_one_line(sima("evaluate", str(config), "--set", "seed"), "write key=value", code=2)
+    assert_one_line(sima("evaluate", str(config), "--set", "seed"), "give KEY=VALUE", code=2)
     done = sima("evaluate", str(config), *options, "--round", "2")
     assert_one_line(done, "--round 2: the run has 1 rounds", code=2)
     done = sima("evaluate", str(config), *options, "--suite", "amber", "--dry-run")
