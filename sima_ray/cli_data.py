@@ -119,9 +119,9 @@ def pairs(
     """
     from sima_ray.config import DataConfig
     from sima_ray.data.foreign import Taken, take_pairs
-    from sima_ray.runtime.progress import Stage
+    from sima_ray.runtime.progress import Screen, Stage
 
-    stage = Stage("pairs", sys.stderr)
+    stage = Stage("pairs", Screen(sys.stderr))
 
     def show(taken: Taken) -> None:
         stage.update(f"{taken.records:,} records · {taken.pairs:,} pairs")
@@ -136,6 +136,7 @@ def pairs(
         max_chars=max_chars or limits.max_text_chars,
         on_progress=show,
     )
+    stage.finish()
     _say_problems(taken.problems, taken.records - taken.pairs)
     for source in taken.sources:
         forms = ", ".join(sorted(source.forms))

@@ -1,6 +1,7 @@
 """Pairs that a run begins with in place of prompts: every row checked, counted, and kept in the run."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,11 @@ def _check(row: JsonDict, max_chars: int) -> None:
         if not isinstance(value, str):
             raise BadLine(Quarantine.MALFORMED_LINE, f"'{name}' must be a string")
         checked_text(name, value, MAX_NAME_CHARS if name in ("row_id", "image") else max_chars)
+    weight = row.get("weight")
+    if weight is None:
+        return
+    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise BadLine(Quarantine.MALFORMED_LINE, f"'weight' is {weight!r}: must be 0 or more")
 
 
 def _write(path: str, rows: list[JsonDict]) -> None:

@@ -210,7 +210,7 @@ class _Root:
                 entries = self._entries()
                 shards = [e for e in entries if e.type is FileType.File and is_shard(e.path)]
                 opened = open_shards(self._filesystem, shards) if shards else None
-                self._listed = opened, len(shards) < len(entries)
+                self._listed = opened, not shards or len(shards) < len(entries)
             return self._listed
 
     def _entries(self) -> list[fs.FileInfo]:

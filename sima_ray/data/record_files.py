@@ -137,8 +137,7 @@ def _files(location: str) -> list[str]:
     below = [info.path[len(path.rstrip("/")) + 1 :] for info in filesystem.get_file_info(selector)]
     names = sorted(n for n in below if not any(part[0] in "._" for part in n.split("/")))
     if "state.json" in names:  # what `datasets` saved: it may hold files of other data, too
-        state = json.loads(_read_text(f"{root}/state.json"))
-        return [f"{root}/{file['filename']}" for file in state["_data_files"]]
+        return [f"{root}/{name}" for name in _saved_files(f"{root}/state.json")]
     saved = {name.rpartition("/")[0] for name in names if name.endswith("/state.json")}
     if len(saved) == 1:
         return _files(f"{root}/{saved.pop()}")
@@ -171,3 +170,17 @@ def _read_text(location: str) -> str:
         raise DataError(f"{location}: not UTF-8 at byte {error.start}") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{location}: cannot be read: {one_line(error)}") from error
+
+
+def _saved_files(state: str) -> list[str]:
+    """The files of a data set that `datasets` saved, by its state file."""
+    try:
+        files = json.loads(_read_text(state))["_data_files"]
+        names = [str(file["filename"]) for file in files]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{state}: not of a data set that `datasets` saved: {one_line(error)}"
+        ) from error
+    if odd := [name for name in names if "/" in name]:
+        raise DataError(f"{state}: names a file outside its folder: {odd[0]}")
+    return names

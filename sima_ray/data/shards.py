@@ -152,7 +152,7 @@ class Shards:
         paths: Of the shards, in the order in which they count.
         repeated: Names that were there once more: in a shard the last counts, as when it is unpacked,
             and of several shards the first.
-        unusable: Members whose names lead elsewhere or are no text: nothing can ask for them.
+        unusable: Members whose names lead elsewhere or are no text, and a tar's links: nothing can ask for them.
     """
 
     def __init__(self, filesystem: fs.FileSystem, paths: Sequence[str], table: pa.Table) -> None:
@@ -262,6 +262,8 @@ def _tarred(file: pa.NativeFile, local: bool) -> Iterator[tuple[Any, ...]]:
             if member.isreg():
                 method = _SPARSE if member.issparse() else zipfile.ZIP_STORED
                 yield member.name, member.offset_data, member.size, member.size, None, method
+            elif not member.isdir():  # a link or a device has no usable name, and is counted so
+                yield "", 0, 0, 0, None, 0
         # It takes a damaged header for the end.
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

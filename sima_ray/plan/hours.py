@@ -43,7 +43,7 @@ def plan_hours(
         *counts,
         Figure(
             "preferences",
-            preferences + assume.start_hours,
+            preferences + (assume.start_hours if config.data.pairs is None else 0.0),
             "h",
             f"reading at {reads / 1e12:,.0f} TFLOP/s, writing at {writes:,.0f} tokens/s, "
             f"{assume.start_hours:g} h to start; {replicas} replica{'s' * (replicas > 1)}",
@@ -63,7 +63,8 @@ def plan_hours(
                 "evaluate",
                 evaluation,
                 "h",
-                f"{load.captions:,} captions and {load.questions:,} questions; {rounds + 1} times",
+                f"{load.captions:,} captions and {load.questions:,} questions; {rounds + 1} times"
+                + (f"; not counted: {', '.join(load.uncounted)}" if load.uncounted else ""),
             )
         )
         hours += evaluation * (rounds + 1)

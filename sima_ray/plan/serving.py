@@ -129,7 +129,7 @@ def _problems(
             f"max_model_len {engine.max_model_len:,} is above the model's own {text.context:,} tokens"
         )
     longest = load.critique + load.largest_image_tokens - load.image_tokens + load.reason
-    if longest > engine.max_model_len:
+    if config.data.pairs is None and longest > engine.max_model_len:
         problems.append(
             f"an ordinary critique has {longest:,} tokens, max_model_len is {engine.max_model_len:,}"
         )

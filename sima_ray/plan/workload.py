@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sima_ray.config import RunConfig
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
+from sima_ray.errors import DataError
 from sima_ray.plan.architecture import Architecture
 
 PAPERS_PROMPTS = 17_000
@@ -70,6 +72,7 @@ class Workload:
         reason: Of a critique.
         questions: Short evaluation questions (POPE), and
         captions: captions of one evaluation.
+        uncounted: Suites of an evaluation that no time is planned for.
     """
 
     prompts: int
@@ -86,6 +89,7 @@ class Workload:
     reason: int
     questions: int
     captions: int
+    uncounted: tuple[str, ...] = ()
 
     @property
     def critique(self) -> int:
@@ -106,6 +110,7 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions) -> Wor
     prompt = image + assume.question_tokens
     static, case = _critic_tokens(config, assume)
     settings = config.evaluation
+    suites = settings.suites_of_rounds if settings else ()
     room = config.training.max_tokens - largest - assume.question_tokens
     return Workload(
         prompts=prompts,
@@ -120,8 +125,9 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions) -> Wor
         static=static,
         case=case,
         reason=min(assume.reason_tokens, config.critic.max_tokens),
-        questions=3000 * len(settings.pope) if settings else 0,
-        captions=(settings.limit or 500) if settings else 0,
+        questions=3000 * len(settings.pope) if settings and "pope" in suites else 0,
+        captions=(settings.limit or 500) if settings and "chair" in suites else 0,
+        uncounted=tuple(name for name in suites if name not in ("chair", "pope")),
     )
 
 
@@ -143,7 +149,10 @@ def _pairs(config: RunConfig, prompts: int, assume: Assumptions) -> int:
     given = config.data.pairs
     if given is None:
         return max(1, round(prompts * assume.pairs))
-    found = pq.read_metadata(given).num_rows if Path(given).is_file() else PAPERS_PROMPTS
+    try:
+        found = pq.read_metadata(given).num_rows if Path(given).is_file() else PAPERS_PROMPTS
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{given}: cannot be read as Parquet: {error}") from error
     return max(1, min(found, config.data.limit or found))
 
 

@@ -111,6 +111,7 @@ def convert(
         ModelError: A folder that is broken, incomplete or of another family; something at `output`.
     """
     _check_output(output, [p for p in (source, base, vision_tower) if p], force)
+    output = output.resolve()  # what a link stands for is replaced, not the link
     adapter = _read_adapter(source, base)
     with_tower = to is Layout.HF
     model = read_source(

@@ -28,6 +28,7 @@ from sima_ray.data.prompts import (
 from sima_ray.errors import DataError, SimaError
 from sima_ray.ports import JsonDict
 from sima_ray.records import Quarantine
+from sima_ray.runtime.evaluation import check_annotated, read_truth, read_vocabulary
 from sima_ray.runtime.progress import Screen, Stage
 
 _SHOWN = 5  # of each reason
@@ -71,10 +72,12 @@ class Found:
     def to_json(self) -> JsonDict:
         """All of it as plain values."""
         return {
-            "prompts": self.prompts,
+            "what": self.what,
+            self.what: self.prompts,
             "images": self.images,
             "rows": self.rows,
             "good": self.rows - len(self.bad) - self.left_out,
+            "left_out": self.left_out,
             "set_aside": {reason.value: n for reason, n in self.reasons.most_common()},
             "problems": [_problem(row) for row in self.bad],
             "notes": self.notes,
@@ -129,6 +132,8 @@ def check_pairs(config: RunConfig, *, images: bool = True) -> Found:
     """
     data = config.data
     assert data.pairs is not None
+    shards = check_root(data.images) if images else None
+    notes = [f"{data.images}: {shards}"] if shards is not None else []
     stage = Stage("validate", Screen(sys.stderr))
     with tempfile.TemporaryDirectory() as folder:
         pairs, aside = (str(Path(folder) / name) for name in ("pairs.parquet", "aside.jsonl"))
@@ -145,12 +150,22 @@ def check_pairs(config: RunConfig, *, images: bool = True) -> Found:
                 for row in islice(given_rows(data.pairs), data.limit)
                 if row["source"] not in known and row["row_id"] in kept
             )
-            bad += check_rows(data, rows)
+            total = f"{len(kept):,} pairs with their images"
+            bad += check_rows(
+                data, rows, on_progress=lambda done: stage.update(f"{done:,} of {total}")
+            )
+            stage.result(total)
     bad.sort(key=lambda row: _place(row)[1])
     stage.finish()
-    kind = data.images if images else None
     return Found(
-        data.pairs, kind, ledger.rows, bad, seconds=stage.seconds, what="pairs", left_out=left_out
+        data.pairs,
+        data.images if images else None,
+        ledger.rows,
+        bad,
+        notes,
+        seconds=stage.seconds,
+        what="pairs",
+        left_out=left_out,
     )
 
 
@@ -270,6 +285,10 @@ def _suite(
         if name == "chair":
             assert settings.prompts is not None
             questions = read_questions(settings.prompts, "ground_truth")[: settings.limit]
+            assert settings.instances is not None
+            names = read_vocabulary(settings.chair_synonyms)
+            truth = read_truth(settings.instances, settings.captions, names)
+            check_annotated([question.image for question in questions], truth, settings.instances)
             return f"chair: {len(questions):,} questions", True
         suite = open_suite(name, settings, config)
         distinct = {question.image: question for question in suite.questions}.values()
