@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from sima_ray.config import ServiceConfig
 from sima_ray.ports import CompletionRequest, Policy, image_part, text_part
 
 REPLICAS, SLACK = 3, 3
+HELD = "Held:"
 SERVICE = ServiceConfig(
     routing="image", target_ongoing_requests=4 * SLACK, min_replicas=REPLICAS, max_replicas=REPLICAS
 )
@@ -42,6 +45,12 @@ def app(serve_running: None) -> str:
     # Nested, so that they travel by value: Serve's workers do not know where tests live.
     class Who:
         async def complete_all(self, requests: Any) -> Any:
+            question = requests[0]["content"][-1]["text"]
+            if question.startswith(HELD):  # until so many are there
+                _, count, folder = question.split(" ", 2)
+                Path(folder, uuid.uuid4().hex).touch()
+                while len(os.listdir(folder)) < int(count):
+                    await asyncio.sleep(0.05)
             await asyncio.sleep(0.1 * max(request["max_tokens"] for request in requests))
             return [{"text": str(os.getpid())}] * len(requests)
 
@@ -105,10 +114,11 @@ def test_one_image_is_one_replicas(app: str) -> None:
     assert homes(client(app)) == expected  # another caller ranks them alike
 
 
-def test_a_hot_image_overflows_and_no_further(app: str) -> None:
+def test_a_hot_image_overflows_and_no_further(app: str, tmp_path: Path) -> None:
     policy = client(app)
-    # Long enough for the last to be sent while the first is still busy, on a slow machine as well.
-    counts = Counter(answers(policy, [about(IMAGES[0], tenths=30)] * 30))
+    # None is answered before the last is there, however slow the machine.
+    held = about(IMAGES[0], f"{HELD} 30 {tmp_path}")
+    counts = Counter(answers(policy, [held] * 30))
     print(f"30 requests about one image: {sorted(counts.values())}")
     assert len(counts) == REPLICAS
     assert max(counts.values()) <= min(counts.values()) + 2 * SLACK
