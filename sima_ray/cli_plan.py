@@ -55,10 +55,16 @@ def plan(
     }
     hardware = [f"hardware.{name}={value}" for name, value in given.items() if value is not None]
     resolved = load_config(config, [*(settings or []), *hardware], model)
+    from sima_ray.errors import ConfigError
     from sima_ray.plan.architecture import find_architecture
     from sima_ray.plan.plan import make_plan
     from sima_ray.plan.workload import Assumptions
 
+    if "cpu" in (resolved.policy.engine.accelerator, resolved.training.accelerator):
+        raise ConfigError(
+            f"{config}: a plan is of GPUs, and this run is of CPUs; for the same on GPUs add "
+            "--set policy.engine.accelerator=gpu --set training.accelerator=gpu"
+        )
     assume = Assumptions(
         prompts=prompts,
         image=_size(image_size),

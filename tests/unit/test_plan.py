@@ -204,8 +204,10 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["hardware"]["gpus"] == 4 and not found["fits"]
     assert found["change"] == ["training.workers=4"]
-    done = sima("plan", "configs/demo.yaml", "--model", "/x/llava-1.5-13b-hf", "--image-size", "9")
+    done = sima("plan", "configs/llava-1.5-7b.yaml", "--image-size", "9")
     assert done.returncode == 2 and "--image-size 9: give WIDTHxHEIGHT" in done.stderr
+    done = sima("plan", "configs/demo.yaml")
+    assert done.returncode == 2 and "--set training.accelerator=gpu" in done.stderr
 
 
 def test_a_plan_loads_no_engines() -> None:
