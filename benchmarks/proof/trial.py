@@ -165,7 +165,11 @@ def _pope(run: Path, number: int, confidence: float) -> JsonDict:
         kind: wilson(sum(right), len(right), confidence)
         for kind in POPE_KINDS
         for right in [
-            [r["said"] == r["label"] for r in rows if r["row_id"].startswith(f"pope_{kind}/")]
+            [
+                r["said"] == r["label"]
+                for r in rows
+                if r["failure"] is None and r["row_id"].startswith(f"pope_{kind}/")
+            ]
         ]
     }
 

@@ -83,7 +83,9 @@ def _keywords(value: Any) -> Keywords | None:
         return None
     lists = [_words(cast(dict[str, Any], value).get(name)) for name in LISTS]
     found = [words for words in lists if words is not None]
-    return Keywords(*found) if len(found) == len(LISTS) else None
+    # A person's description names something: nothing at all was not read from it.
+    whole = len(found) == len(LISTS) and (found[0] or found[1])
+    return Keywords(*found) if whole else None
 
 
 def _words(values: Any) -> tuple[str, ...] | None:

@@ -29,7 +29,9 @@ CLEAN = 3
 """The lowest rating without a hallucination."""
 
 _RATING = re.compile(
-    r"\brating\b[\s*_`]*[:=][\s*_`]*(?P<value>[+-]?\d+(?:[.,]\d+)?)", re.IGNORECASE
+    r"\brating\b[\s*_`]*[:=][\s*_`]*(?P<value>[+-]?\d++(?:[.,]\d++)?+)"
+    r"(?!\w|½|\s*(?:[-–—]|or\b|to\b)\s*\d)",  # a range is no rating
+    re.IGNORECASE,
 )
 
 

@@ -22,7 +22,10 @@ _SENTENCE = re.compile(r"[^.!?\n]*[^.!?\s][^.!?\n]*")
 _UNDECIDED = re.compile(
     r"\b(?:not|cannot|can't|don't|unable to) (?:be )?(?:sure|certain|clear|know|say|tell)\b"
 )
-_WORD = re.compile(r"\b(?:(?P<yes>yes|yeah|yep)|(?P<no>no|not|none|nope|cannot|without|\w+n't))\b")
+_WORD = re.compile(
+    r"\b(?:(?P<yes>yes|yeah|yep)"
+    r"|(?P<no>no|not|none|nope|nothing|neither|nobody|never|zero|cannot|without|\w+n't))\b"
+)
 _STATED = re.compile(
     r"^(?:there (?:is|are)|i (?:can )?see|(?:the|this) (?:image|picture) (?:shows|has|contains))\b"
 )

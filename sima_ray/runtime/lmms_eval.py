@@ -235,7 +235,12 @@ def read_results(run: Run, number: int, task: str) -> dict[str, TaskResult]:
         part: TaskResult.of(
             part,
             results,
-            [json.loads(line) for line in run.folder.read_text(*folder, name).splitlines()],
+            # Not splitlines: answers may hold line separators of Unicode.
+            [
+                json.loads(line)
+                for line in run.folder.read_text(*folder, name).split("\n")
+                if line.strip()
+            ],
         )
         for name in names
         if (part := name.removeprefix("samples_").removesuffix(".jsonl"))

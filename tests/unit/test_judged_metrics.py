@@ -36,6 +36,11 @@ def test_ratings(text: str, rating: int | None) -> None:
     assert read_rating(text) == rating
 
 
+@pytest.mark.parametrize("text", ["Rating: 3-4", "Rating: 3 or 4", "Rating: 0 - 2", "Rating: 4½"])
+def test_an_undecided_judge_gave_no_rating(text: str) -> None:
+    assert read_rating(text) is None
+
+
 def test_mmhal_by_hand() -> None:
     kinds = ["counting", "other", "counting", "holistic"]
     figures = {name: r.value for name, r in mmhal_ratios(kinds, [0, 3, 5, 2]).items()}

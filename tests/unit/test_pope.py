@@ -16,6 +16,7 @@ from sima_ray.metrics.pope import PopeFigures, parse_yes_no, pope
         *[("There is no dog. Yes it is so.", False), ("There isn't a dog in the image.", False)],
         *[("There isn’t one.", False), ("The image does not show a dog.", False)],
         *[("None of them is a dog.", False), ("I don't see a dog", False)],
+        *[("There is nothing like a dog.", False), ("There are zero dogs.", False)],
         *[("There is a dog in the image.", True), ("I can see a dog", True)],
         *[("The image shows a dog", True), ("\n\n Yes", True)],
         *[("I am not sure.", None), ("I don't know", None), ("It is not clear", None)],
