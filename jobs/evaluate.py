@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from jobs.entry import main
+from sima_ray.errors import DataError
 
 if TYPE_CHECKING:
     from sima_ray.runtime.run import Run
@@ -18,7 +19,10 @@ def body(run: "Run", number: int, suites: str) -> None:
     finally:
         service.release()
     if run.folder.exists("summary.json"):
-        stages.report(run)
+        try:
+            stages.report(run)
+        except DataError as missing:  # the other round is still to be scored
+            run.progress.say(f"{'report':<12} {missing}")
 
 
 def next_round(run: "Run", suites: str) -> int:

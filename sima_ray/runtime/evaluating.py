@@ -92,8 +92,14 @@ def first_left(run: Run, names: Sequence[str] | None = None) -> int:
         for k in range(run.config.rounds + 1)
         if k == 0 or run.done(f"round-{k}-merge") is not None
     ]
-    left = (k for k in there if any(run.done(marker(name, k)) is None for name in wanted))
+    left = (k for k in there if any(_done(run, name, k) is None for name in wanted))
     return next(left, there[-1])
+
+
+def _done(run: Run, name: SuiteName, number: int) -> JsonDict | None:
+    """What a suite left in a round, if that was by the present settings: another judge's is no comparison."""
+    key = marker(name, number)
+    return run.done(key) if name == "chair" else run.done_of(key, _digest(name, _settings(run)))
 
 
 def compared(run: Run, before: int, after: int) -> dict[str, JsonDict]:
@@ -101,14 +107,15 @@ def compared(run: Run, before: int, after: int) -> dict[str, JsonDict]:
 
     Returns:
         By suite: title-free JSON of `before`, `after` (null where it did not run), `difference`,
-        `pairs` (questions that have a score on both sides) and `labels`.
+        `pairs` (questions that have a score on both sides) and `labels`. What was scored by other settings
+        than the present ones did not run.
     """
     settings = _settings(run)
     result: dict[str, JsonDict] = {}
     for name in settings.suites:
         if name == "chair":
             continue
-        done = [run.done(marker(name, number)) for number in (before, after)]
+        done = [_done(run, name, number) for number in (before, after)]
         sides = [found["result"] if found else None for found in done]
         if not any(sides):
             continue

@@ -48,7 +48,8 @@ def summarise_run(run: Run) -> JsonDict:
     result: JsonDict = {"run": run.config.name, "folder": run.folder.root}
     if run.config.evaluation is not None:
         result["confidence"] = run.config.evaluation.confidence
-        if run.folder.exists("round-0", "captions.jsonl"):
+        captioned = [f"round-{number}" for number in (0, best_round(run))]
+        if all(run.folder.exists(folder, "captions.jsonl") for folder in captioned):
             result |= _evaluations(run, run.config.evaluation)
         if suites := compared(run, 0, best_round(run)):
             result["suites"] = suites

@@ -181,6 +181,17 @@ def test_before_and_after_are_paired(config: RunConfig, capsys: pytest.CaptureFi
     assert "2 → – questions scored" in out
 
 
+def test_what_other_settings_scored_is_no_side_of_a_comparison(config: RunConfig) -> None:
+    run, service = open_run(config), TableService(answer)
+    evaluate(run, 0, service, ["mmhal"])
+    values = config.model_dump(mode="json")["evaluation"]
+    other = open_run(config, judge=values["judge"] | {"model": "judge-2"})
+    assert first_left(other, ["mmhal"]) == 0
+    evaluate(other, 1, service, ["mmhal"])
+    found = compared(other, 0, 1)["mmhal"]
+    assert found["before"] is None and found["after"] and found["difference"] == {}
+
+
 def test_a_judge_that_fails_leaves_rows_out(config: RunConfig, judge: FakeJudge) -> None:
     """Must never be a score: one question times out, one gets nonsense, the others are judged."""
 
