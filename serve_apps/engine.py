@@ -29,6 +29,7 @@ from sima_ray.policy.alternatives import differing_tokens, last_alternatives
 from sima_ray.policy.chat import harmless_messages, render_prompt, special_texts
 from sima_ray.policy.sample import compare_sample, sample_cases
 from sima_ray.ports import Completion, JsonDict, Part, image_part, text_part
+from sima_ray.together import together
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,17 +86,10 @@ class PolicyServer(LLMServer):
         """Answer requests that share a beginning (see `sima_ray.ports.Policy`)."""
         prepared = await asyncio.to_thread(self._prepare_all, requests)
         async with self.weights.answering() as version:
-            try:
-                async with (
-                    asyncio.TaskGroup() as group
-                ):  # where one fails, the engine drops the others
-                    tasks = [
-                        group.create_task(self._answer(ready, request, version))
-                        for ready, request in zip(prepared, requests, strict=True)
-                    ]
-            except ExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+            return await together(  # where one fails, the engine drops the others
+                self._answer(ready, request, version)
+                for ready, request in zip(prepared, requests, strict=True)
+            )
 
     async def _answer(
         self, ready: Ready | BadRequest, request: JsonDict, version: str

@@ -23,9 +23,10 @@ For a request that can never succeed (too long, undecodable image, …) the answ
 request that may succeed later (overload, a dead replica) raises instead, and the caller retries.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
+
+from sima_ray.together import together
 
 
 class TextPart(TypedDict):
@@ -79,12 +80,12 @@ class Policy(Protocol):
         """Answer requests that share a beginning, such as an image: together, by one version of the weights.
 
         They go to one replica in one call, where the engine computes what they share once. Where one of them
-        fails in a way that may pass, all do.
+        fails in a way that may pass, all do, and none is computed further.
 
         Raises:
             ServiceError: When the policy could not be reached in spite of retries.
         """
-        return list(await asyncio.gather(*map(self.complete, requests)))
+        return await together(self.complete(request) for request in requests)
 
 
 def text_part(text: str) -> TextPart:

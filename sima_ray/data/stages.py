@@ -24,6 +24,7 @@ from sima_ray.errors import ConfigError, DataError, RequestRefused, ServiceError
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict, Policy
 from sima_ray.records import ROW_SCHEMA, Quarantine
+from sima_ray.together import together
 
 Connect = Callable[[], Policy]
 """Makes a policy where a worker runs; it travels to the worker, the policy does not."""
@@ -120,12 +121,8 @@ class RowWorker:
             DataError, ConfigError: What no row can get past, such as an image root that cannot be
             opened.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._row(row)) for row in batch.to_pylist()]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return pa.Table.from_pylist([task.result() for task in tasks], ROW_SCHEMA)
+        rows = await together(self._row(row) for row in batch.to_pylist())
+        return pa.Table.from_pylist(rows, ROW_SCHEMA)
 
     async def _row(self, row: JsonDict) -> JsonDict:
         if row["quarantine"]:

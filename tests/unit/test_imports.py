@@ -34,7 +34,10 @@ LEVELS: list[tuple[str, ...]] = [
     ("sima_ray.runtime", "sima_ray.client"),
     ("sima_ray.data", "sima_ray.tuning", "sima_ray.policy", "sima_ray.plan"),
     ("sima_ray.critic", "sima_ray.pairs", "sima_ray.ledger", "sima_ray.metrics", "sima_ray.loss"),
-    ("sima_ray.ports", "sima_ray.config", "sima_ray.records", "sima_ray.errors", "sima_ray.images"),
+    (
+        *("sima_ray.ports", "sima_ray.config", "sima_ray.records", "sima_ray.errors"),
+        *("sima_ray.images", "sima_ray.together"),
+    ),
 ]
 PURE = (*LEVELS[3], *LEVELS[4])
 DEMO = "sima_ray.demo"
