@@ -9,7 +9,7 @@ from sima_ray.plan.changes import smallest_change
 from sima_ray.plan.hours import plan_disk, plan_hours
 from sima_ray.plan.serving import plan_serving
 from sima_ray.plan.training import plan_training
-from sima_ray.plan.workload import Assumptions, Workload, workload
+from sima_ray.plan.workload import Assumptions, Found, Workload, read_files, workload
 from sima_ray.plan.worksheet import Figure, Section, millions
 
 
@@ -84,9 +84,13 @@ def make_plan(
         model: Its policy.
         source: Where the model's figures are from.
         assume: What the config does not say.
+
+    Raises:
+        DataError: A file of the run that is there and cannot be read.
     """
     assume = assume or Assumptions()
-    load = workload(config, model, assume)
+    found = read_files(config, assume)
+    load = workload(config, model, assume, found)
     serving, training = plan_serving(config, model, load), plan_training(config, model, load)
     at_once = int(serving.value("ordinary critiques at once"))
     sections = [
@@ -98,12 +102,12 @@ def make_plan(
     ]
     change = None
     if serving.problems or training.problems:
-        change = smallest_change(config, lambda other: _fits(other, model, assume))
+        change = smallest_change(config, lambda other: _fits(other, model, assume, found))
     return Plan(config, assume, source, sections, change)
 
 
-def _fits(config: RunConfig, model: Architecture, assume: Assumptions) -> bool:
-    load = workload(config, model, assume)
+def _fits(config: RunConfig, model: Architecture, assume: Assumptions, found: Found) -> bool:
+    load = workload(config, model, assume, found)
     serving, training = plan_serving(config, model, load), plan_training(config, model, load)
     return not serving.problems and not training.problems
 

@@ -1,6 +1,7 @@
 """How much there is to do: lengths of what is read and written, and how often."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 
 from sima_ray.config import RunConfig
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
+from sima_ray.data.prompts import read_lines
 from sima_ray.errors import DataError
 from sima_ray.plan.architecture import Architecture
 
@@ -53,6 +55,22 @@ class Assumptions:
             f"{self.pairs:.0%} of the prompts become pairs; training at {self.mfu_training:.0%} of the GPU's "
             f"peak, prefill at {self.mfu_prefill:.0%}, decoding at {self.bandwidth:.0%} of its bandwidth"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run's files say: read once, however many settings are tried.
+
+    Attributes:
+        prompts: How many, and `prompts_from` says why.
+        pairs: Of a round.
+        static: Tokens of the critic's criteria and examples.
+    """
+
+    prompts: int
+    prompts_from: str
+    pairs: int
+    static: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +120,36 @@ class Workload:
         return self.prompt + 2 * self.response
 
 
-def workload(config: RunConfig, model: Architecture, assume: Assumptions) -> Workload:
-    """What a run has to do."""
+def read_files(config: RunConfig, assume: Assumptions) -> Found:
+    """Count what a run begins with, where its files are on this machine.
+
+    Raises:
+        DataError: A file that is there and cannot be read.
+    """
     prompts, origin = _prompts(config, assume)
+    return Found(prompts, origin, _pairs(config, prompts, assume), _static(config))
+
+
+def workload(config: RunConfig, model: Architecture, assume: Assumptions, found: Found) -> Workload:
+    """What a run has to do; reads no file."""
     image = model.image.tokens(*assume.image)
     largest = max(image, model.image.tokens(*_LARGEST))
     prompt = image + assume.question_tokens
-    static, case = _critic_tokens(config, assume)
     settings = config.evaluation
     suites = settings.suites_of_rounds if settings else ()
     room = config.training.max_tokens - largest - assume.question_tokens
     return Workload(
-        prompts=prompts,
-        prompts_from=origin,
+        prompts=found.prompts,
+        prompts_from=found.prompts_from,
         image_tokens=image,
         largest_image_tokens=largest,
         patches=model.image.patches(*assume.image),
         prompt=prompt,
         response=min(assume.response_tokens, config.generation.max_tokens),
         longest_response=max(0, min(config.generation.max_tokens, room)),
-        pairs=_pairs(config, prompts, assume),
-        static=static,
-        case=case,
+        pairs=found.pairs,
+        static=found.static,
+        case=assume.question_tokens + assume.response_tokens,
         reason=min(assume.reason_tokens, config.critic.max_tokens),
         questions=3000 * len(settings.pope) if settings and "pope" in suites else 0,
         captions=(settings.limit or 500) if settings and "chair" in suites else 0,
@@ -132,16 +158,18 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions) -> Wor
 
 
 def _prompts(config: RunConfig, assume: Assumptions) -> tuple[int, str]:
-    limit = config.data.limit or 1 << 62
+    limit = config.data.limit
     if assume.prompts is not None:
-        return min(assume.prompts, limit), "as given"
+        return min(assume.prompts, limit or assume.prompts), "as given"
     if config.data.prompts is None:
         return 0, "the run begins with given pairs"
     file = Path(config.data.prompts)
     if file.is_file():
-        with file.open("rb") as lines:
-            return min(sum(bool(line.strip()) for line in lines), limit), f"lines of {file.name}"
-    return min(PAPERS_PROMPTS, limit), "the paper's number: the prompts file is not on this machine"
+        lines = islice(read_lines(config.data.prompts), limit)
+        return sum(1 for _ in lines), f"lines of {file.name}"
+    return min(
+        PAPERS_PROMPTS, limit or PAPERS_PROMPTS
+    ), "the paper's number: the prompts file is not on this machine"
 
 
 def _pairs(config: RunConfig, prompts: int, assume: Assumptions) -> int:
@@ -156,13 +184,12 @@ def _pairs(config: RunConfig, prompts: int, assume: Assumptions) -> int:
     return max(1, min(found, config.data.limit or found))
 
 
-def _critic_tokens(config: RunConfig, assume: Assumptions) -> tuple[int, int]:
-    """(criteria and examples, the rest of a case without its responses)."""
+def _static(config: RunConfig) -> int:
+    """Tokens of the critic's criteria and examples."""
     file = config.critic.examples
     examples = load_examples(Path(file)) if file and Path(file).is_file() else load_examples()
     prompt = CriticPrompt(Layout(config.critic.layout), examples)
     texts = [
         str(part.get("text", "")) for part in prompt.content(None, "", "", first="", second="")
     ]
-    static = round(sum(map(len, texts)) / _CHARACTERS_A_TOKEN)
-    return static, assume.question_tokens + assume.response_tokens
+    return round(sum(map(len, texts)) / _CHARACTERS_A_TOKEN)

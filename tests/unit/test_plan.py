@@ -1,15 +1,18 @@
 """Plans: what every shipped run config needs on the GPUs that it names, by arithmetic checked by hand."""
 
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sima_ray.config import RunConfig
-from sima_ray.errors import ModelError
+from sima_ray.errors import DataError, ModelError
+from sima_ray.plan import workload
 from sima_ray.plan.architecture import find_architecture, read_architecture
 from sima_ray.plan.plan import Plan, make_plan
 from sima_ray.plan.workload import Assumptions
@@ -157,6 +160,48 @@ def test_the_number_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("{}\n{}\n\n{}\n")
     counted = planned("llava-1.5-7b", f"data.prompts={tmp_path / 'prompts.jsonl'}")
     assert counted.section("hours").value("prompts") == 3
+
+
+@pytest.mark.parametrize(
+    ("end", "pack"),
+    [("", bytes), (".gz", gzip.compress), (".zst", lambda data: pa.compress(data, "zstd"))],
+    ids=["plain", "gzip", "zstd"],
+)
+def test_prompts_are_counted_as_they_are_read(tmp_path: Path, end: str, pack: Any) -> None:
+    """Lines of what a compressed file holds, not of its bytes; a blank one is none; the limit counts."""
+    file = tmp_path / f"prompts.jsonl{end}"
+    file.write_bytes(pack(b'{"image": "a.jpg"}\n' * 300 + b"\n  \n" + b'{"image": "the last"}'))
+    assert planned("llava-1.5-7b", f"data.prompts={file}").section("hours").value("prompts") == 301
+    few = planned("llava-1.5-7b", f"data.prompts={file}", "data.limit=40").section("hours")
+    assert few.value("prompts") == 40
+    assert f"lines of {file.name}" in str(few.figures[0])
+
+
+def test_the_files_are_read_once_however_many_settings_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            read.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    for function in ("read_lines", "load_examples"):
+        monkeypatch.setattr(workload, function, counted(getattr(workload, function)))
+    (tmp_path / "prompts.jsonl").write_text("{}\n" * 3)
+    small = ["hardware.gpus=1", "hardware.gpu_memory_gb=24"]
+    plan = planned("llava-1.5-7b", *small, f"data.prompts={tmp_path / 'prompts.jsonl'}")
+    assert plan.change is not None and len(plan.change) == 2
+    assert sorted(read) == ["load_examples", "read_lines"]
+
+
+def test_a_prompts_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 9000)[:40])
+    with pytest.raises(DataError, match=r"prompts\.jsonl\.gz: cannot be read"):
+        planned("llava-1.5-7b", f"data.prompts={tmp_path / 'prompts.jsonl.gz'}")
 
 
 def test_a_model_that_is_nowhere(tmp_path: Path) -> None:
