@@ -60,14 +60,18 @@ class GenerationConfig(Section):
     top_p: float = Field(default=0.9, gt=0, le=1)
     max_tokens: int = Field(default=1024, ge=1)
     concurrency: int = Field(
-        default=64, ge=1, description="Requests that one Data worker keeps in flight."
+        default=64,
+        ge=1,
+        description="Rows that one Data worker keeps in flight, of two batches at most: each is one call of "
+        "the policy, which brings its engine two requests. An evaluation keeps as many questions in flight, "
+        "a request each, for it is one process.",
     )
     workers: int = Field(default=1, ge=1, description="Data workers of this stage.")
     batch_size: int = Field(
         default=128, ge=1, description="Rows that a Data worker takes at a time."
     )
     retries: int = Field(default=5, ge=0, description="Tries again after a failure that may pass.")
-    timeout_s: float = Field(default=600.0, gt=0, description="Of one request, queueing included.")
+    timeout_s: float = Field(default=600.0, gt=0, description="Of one call, queueing included.")
 
 
 class CriticConfig(Section):

@@ -24,7 +24,9 @@ class EngineConfig(Section):
         default=None, description="KV block size; None is the engine's own."
     )
     max_num_seqs: int = Field(
-        default=256, ge=1, description="Requests that run at once in a replica."
+        default=256,
+        ge=1,
+        description="Requests that the engine of a replica computes at once; a row's call brings two.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed on as they are."
@@ -37,13 +39,16 @@ class ServiceConfig(Section):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: int = Field(
-        default=64, ge=1, description="Per replica; above it, scale up."
+        default=64,
+        ge=1,
+        description="Calls per replica; above it, scale up. A call counts once, however many requests it "
+        "brings to the engine.",
     )
     max_ongoing_requests: int = Field(
-        default=256, ge=1, description="Per replica; above it, queue."
+        default=256, ge=1, description="Calls per replica; above it, queue."
     )
     max_queued_requests: int = Field(
-        default=4096, ge=-1, description="Above it, 503. -1: no limit."
+        default=4096, ge=-1, description="Calls of one caller; above it, 503. -1: no limit."
     )
     upscale_delay_s: float = Field(default=5.0, ge=0)
     downscale_delay_s: float = Field(default=300.0, ge=0)
