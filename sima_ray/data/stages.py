@@ -19,7 +19,7 @@ from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
 from sima_ray.critic.prompt import DEFAULT_EXAMPLES, CriticPrompt, Layout, load_examples
 from sima_ray.data.blocks import RowSource
 from sima_ray.data.locations import one_line
-from sima_ray.data.work import Critic, Generate, Health, RowWork, decide_row
+from sima_ray.data.work import BATCHES, Critic, Generate, Health, RowWork, decide_row
 from sima_ray.errors import ConfigError, DataError, RequestRefused, ServiceError
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict, Policy
@@ -31,10 +31,6 @@ Connect = Callable[[], Policy]
 
 CPUS = 0.1
 """What a worker or a task of these stages reserves."""
-
-BATCHES = 2
-"""Batches that a worker has open at once: the next one fills the gap that the last rows of one
-leave."""
 
 
 def read_prompts(path: str, *, rows_per_block: int = 128, done: str | None = None) -> Dataset:

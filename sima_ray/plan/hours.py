@@ -1,19 +1,22 @@
 """How long a run takes and what it leaves on disk: tokens and floating-point operations, by stated assumptions."""
 
 import math
+from collections import Counter
 
 from sima_ray.config import RunConfig
+from sima_ray.config.evaluation import SuiteName
 from sima_ray.plan.architecture import Architecture
-from sima_ray.plan.serving import DTYPE_BYTES, kv_bytes
+from sima_ray.plan.asked import JUDGED, Asked
+from sima_ray.plan.speed import Speed, of_evaluation, of_preferences, speed
 from sima_ray.plan.training import trained
 from sima_ray.plan.workload import Assumptions, Workload
-from sima_ray.plan.worksheet import GB, Figure, Section, gigabytes, millions, total
+from sima_ray.plan.worksheet import Figure, Section, gigabytes, millions, total
 
 _SECONDS = 3600.0
 
 
 def plan_hours(
-    config: RunConfig, model: Architecture, load: Workload, assume: Assumptions, at_once: int
+    config: RunConfig, model: Architecture, load: Workload, assume: Assumptions, cached: float
 ) -> Section:
     """Expected hours of each stage.
 
@@ -22,58 +25,22 @@ def plan_hours(
         model: What is served and tuned.
         load: How much there is to do.
         assume: Utilisations.
-        at_once: Ordinary requests that fit a replica.
+        cached: Tokens that the KV cache of a replica holds.
     """
-    replicas = _replicas(config)
-    writes, write_how = _written_a_second(config, model, load, assume, replicas, at_once)
-    reads = (
-        replicas
-        * config.policy.engine.tensor_parallel_size
-        * config.hardware.gpu_tflops
-        * 1e12
-        * assume.mfu_prefill
-    )
-    preferences, counts = _preferences(config, model, load, reads, writes)
-    evaluation = _evaluation(config, model, load, reads, writes)
-    training, steps = _training(config, model, load, assume)
-    rounds = config.rounds
-    figures = [
-        Figure("prompts", load.prompts, "prompts", load.prompts_from),
-        Figure("writing speed", writes, "tokens/s", write_how),
-        *counts,
-        Figure(
-            "preferences",
-            preferences + (assume.start_hours if config.data.pairs is None else 0.0),
-            "h",
-            f"reading at {reads / 1e12:,.0f} TFLOP/s, writing at {writes:,.0f} tokens/s, "
-            f"{assume.start_hours:g} h to start; {replicas} replica{'s' * (replicas > 1)}",
-        ),
-        steps,
-        Figure(
-            "train",
-            training.value + assume.start_hours,
-            "h",
-            f"{training.how}; {assume.start_hours:g} h to start",
-        ),
+    rounds, gpus = config.rounds, config.hardware.gpus
+    preferences = _preferences(config, model, load, assume, cached)
+    training = _training(config, model, load, assume)
+    evaluation = _evaluation(config, model, load, assume, cached)
+    prompts = Figure("prompts", load.prompts, "prompts", load.prompts_from)
+    section = Section("hours", [prompts, *preferences, *training, *evaluation])
+    hours = rounds * (section.value("preferences") + section.value("train"))
+    if evaluation:
+        hours += (rounds + 1) * section.value("evaluate")
+    whole = [
+        Figure("whole run", hours, "h", f"{rounds} round{'s' * (rounds > 1)}"),
+        Figure("GPU hours", hours * gpus, "GPU h", f"{hours:.2f} h × {gpus} GPUs, idle ones too"),
     ]
-    hours = rounds * sum(f.value for f in figures if f.unit == "h")
-    if config.evaluation is not None:
-        figures.append(
-            Figure(
-                "evaluate",
-                evaluation,
-                "h",
-                f"{load.captions:,} captions and {load.questions:,} questions; {rounds + 1} times"
-                + (f"; not counted: {', '.join(load.uncounted)}" if load.uncounted else ""),
-            )
-        )
-        hours += evaluation * (rounds + 1)
-    gpus = config.hardware.gpus
-    figures.append(Figure("whole run", hours, "h", f"{rounds} round{'s' * (rounds > 1)}"))
-    figures.append(
-        Figure("GPU hours", hours * gpus, "GPU h", f"{hours:.2f} h × {gpus} GPUs, idle ones too")
-    )
-    return Section("hours", figures)
+    return Section(section.title, [*section.figures, *whole])
 
 
 def plan_disk(config: RunConfig, model: Architecture, load: Workload) -> Section:
@@ -100,55 +67,22 @@ def plan_disk(config: RunConfig, model: Architecture, load: Workload) -> Section
     return Section("disk, images apart", [*figures, total("together", figures)])
 
 
-def _replicas(config: RunConfig) -> int:
-    """As many as are allowed, have GPUs, and are called for by the requests in flight."""
-    service, generation = config.policy.service, config.generation
-    room = config.hardware.gpus // config.policy.engine.tensor_parallel_size
-    wanted = math.ceil(
-        generation.workers * generation.concurrency / service.target_ongoing_requests
-    )
-    return max(1, min(service.max_replicas, room, wanted))
-
-
-def _written_a_second(
-    config: RunConfig,
-    model: Architecture,
-    load: Workload,
-    assume: Assumptions,
-    replicas: int,
-    at_once: int,
-) -> tuple[float, str]:
-    """Tokens that all replicas write together: a step reads the weights once, and every request's cache."""
-    engine, hardware, generation = config.policy.engine, config.hardware, config.generation
-    parallel, size = engine.tensor_parallel_size, DTYPE_BYTES.get(engine.dtype, 2)
-    flight = max(1, generation.workers * generation.concurrency // replicas)
-    batch = max(1, min(at_once, flight, config.policy.service.max_ongoing_requests))
-    cache = kv_bytes(model, size, parallel) * batch * (load.critique + load.reason / 2)
-    weights = model.language.parameters * size / parallel
-    reading = (weights + cache) / (hardware.gpu_bandwidth_gb_s * GB * assume.bandwidth)
-    computing = 2 * model.language.parameters * batch / parallel
-    step = max(reading, computing / (hardware.gpu_tflops * 1e12 * assume.mfu_prefill))
-    how = (
-        f"{replicas} × {batch} requests ÷ {step * 1e3:.1f} ms a step: "
-        f"({weights / GB:.1f} GB of weights + {cache / GB:.1f} GB of cache) ÷ "
-        f"({hardware.gpu_bandwidth_gb_s:,.0f} GB/s × {assume.bandwidth:g})"
-    )
-    return replicas * batch / step, how
-
-
 def _preferences(
-    config: RunConfig, model: Architecture, load: Workload, reads: float, writes: float
-) -> tuple[float, list[Figure]]:
-    """Hours, and the tokens that they are of."""
+    config: RunConfig, model: Architecture, load: Workload, assume: Assumptions, cached: float
+) -> list[Figure]:
+    """The last one is the hours; none are taken where a run begins with given pairs."""
+    rate = speed(config, model, of_preferences(config, load), cached, assume)
     first = config.critic.layout == "examples_first"
     # What both orders have in common is read once; the criteria, where they come first, once for all rows.
     common = load.image_tokens + load.case + (0 if first else load.static)
     read = load.prompts * (load.prompt + common + 2 * 2 * load.response)
     written = load.prompts * (2 * load.response + 2 * load.reason)
     flops = 2 * model.language.body * read + 2 * 2 * model.vision * load.patches * load.prompts
-    hours = (flops / reads + written / writes) / _SECONDS
+    hours = (flops / rate.reads + written / rate.writes) / _SECONDS
     layout = "criteria from the cache" if first else f"{load.static:,} of criteria"
-    return hours, [
+    return [
+        Figure("requests at once", rate.at_once, "requests", rate.at_once_how),
+        Figure("writing speed", rate.writes, "tokens/s", rate.how),
         Figure(
             "tokens read",
             read,
@@ -162,25 +96,81 @@ def _preferences(
             "tokens",
             f"{load.prompts:,} × (2 × {load.response} + 2 × {load.reason})",
         ),
+        Figure(
+            "preferences",
+            hours + (assume.start_hours if config.data.pairs is None else 0.0),
+            "h",
+            f"{_rates(rate)}; {assume.start_hours:g} h to start",
+        ),
     ]
 
 
+def _rates(rate: Speed) -> str:
+    return (
+        f"reading at {rate.reads / 1e12:,.0f} TFLOP/s, writing at {rate.writes:,.0f} tokens/s; "
+        f"{rate.replicas} replica{'s' * (rate.replicas > 1)}"
+    )
+
+
 def _evaluation(
-    config: RunConfig, model: Architecture, load: Workload, reads: float, writes: float
+    config: RunConfig, model: Architecture, load: Workload, assume: Assumptions, cached: float
+) -> list[Figure]:
+    """What each suite asks, the judge's calls, and the hours of a policy; empty without an evaluation."""
+    settings = config.evaluation
+    if settings is None:
+        return []
+    figures: list[Figure] = []
+    hours: dict[SuiteName, float] = {}
+    for suite in settings.suites:
+        parts = [one for one in load.asked if one.suite == suite]
+        hours[suite] = sum(_answering(config, model, load, assume, cached, one) for one in parts)
+        count = sum(one.count for one in parts)
+        how = f"{_answers(parts)}; {hours[suite]:.2f} h"
+        figures.append(Figure(f"asked by {suite}", count, "requests", how))
+    if judged := [one for one in load.asked if one.suite in JUDGED]:
+        count = sum(one.count for one in judged)
+        how = "one for each answer of mmhal and mementos; of another endpoint, not timed"
+        figures.append(Figure("judge's calls", count, "requests", how))
+    rate = speed(config, model, of_evaluation(config, load, load.response), cached, assume)
+    chosen = settings.suites_of_rounds
+    how = f"{', '.join(chosen) or 'no suite'}; captions: {_rates(rate)}; {config.rounds + 1} times"
+    figures.append(Figure("evaluate", sum(hours[suite] for suite in chosen), "h", how))
+    others: list[SuiteName] = [suite for suite in settings.suites if suite not in chosen]
+    if others:
+        how = f"{', '.join(others)}: a policy, by sima evaluate; not in the whole run"
+        figures.append(Figure("evaluate the others", sum(hours[s] for s in others), "h", how))
+    return figures
+
+
+def _answers(parts: list[Asked]) -> str:
+    """How many answers of which length, files of one kind together."""
+    counts = Counter[tuple[int, str]]()
+    for one in parts:
+        counts[one.answer, one.source] += one.count
+    return " + ".join(
+        f"{count:,} answers of {tokens} tokens ({source})"
+        for (tokens, source), count in counts.items()
+    )
+
+
+def _answering(
+    config: RunConfig,
+    model: Architecture,
+    load: Workload,
+    assume: Assumptions,
+    cached: float,
+    asked: Asked,
 ) -> float:
-    """Hours of one evaluation; an answer to a yes-or-no question is some five tokens."""
-    if config.evaluation is None:
-        return 0.0
-    asked = load.captions + load.questions
-    flops = asked * (2 * model.language.body * load.prompt + 2 * model.vision * load.patches)
-    written = load.captions * load.response + load.questions * 5
-    return (flops / reads + written / writes) / _SECONDS
+    """Hours that one policy takes for questions, each of which reads its image."""
+    rate = speed(config, model, of_evaluation(config, load, asked.answer), cached, assume)
+    flops = 2 * model.language.body * load.prompt + 2 * model.vision * load.patches
+    return asked.count * (flops / rate.reads + asked.answer / rate.writes) / _SECONDS
 
 
 def _training(
     config: RunConfig, model: Architecture, load: Workload, assume: Assumptions
-) -> tuple[Figure, Figure]:
-    """(hours, steps): 2ND a forward pass; as much for the gradients of what the frozen weights multiply."""
+) -> list[Figure]:
+    """Steps and hours: 2ND a forward pass; as much for the gradients of what the frozen weights multiply."""
     training, hardware = config.training, config.hardware
     per_epoch = math.ceil(load.pairs / training.batch_size)
     steps = Figure(
@@ -196,7 +186,7 @@ def _training(
     row += 2 * model.vision * load.patches
     reference = load.pairs * 2 * (model.language.body * load.row + model.vision * load.patches)
     flops = load.pairs * training.epochs * row + reference
-    speed = training.workers * hardware.gpu_tflops * 1e12 * assume.mfu_training
+    rate = training.workers * hardware.gpu_tflops * 1e12 * assume.mfu_training
     recomputed = ", recomputation among them" * again
     how = (
         f"{load.pairs:,} × ({training.epochs} × {row / 1e12:,.1f} TFLOP + reference "
@@ -204,4 +194,5 @@ def _training(
         f"{assume.mfu_training:g}); a row of {load.row:,} tokens is 2 × {passes} × "
         f"{model.language.body / 1e9:.2f}e9 each{recomputed}"
     )
-    return Figure("", flops / speed / _SECONDS, "h", how), steps
+    hours = flops / rate / _SECONDS + assume.start_hours
+    return [steps, Figure("train", hours, "h", f"{how}; {assume.start_hours:g} h to start")]

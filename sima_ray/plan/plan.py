@@ -92,12 +92,12 @@ def make_plan(
     found = read_files(config, assume)
     load = workload(config, model, assume, found)
     serving, training = plan_serving(config, model, load), plan_training(config, model, load)
-    at_once = int(serving.value("ordinary critiques at once"))
+    cached = serving.value("KV cache")
     sections = [
         _model(model, load),
         serving,
         training,
-        plan_hours(config, model, load, assume, at_once),
+        plan_hours(config, model, load, assume, cached),
         plan_disk(config, model, load),
     ]
     change = None

@@ -12,6 +12,7 @@ from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
 from sima_ray.data.prompts import read_lines
 from sima_ray.errors import DataError
 from sima_ray.plan.architecture import Architecture
+from sima_ray.plan.asked import Asked, asked
 
 PAPERS_PROMPTS = 17_000
 _CHARACTERS_A_TOKEN = 4.0
@@ -65,12 +66,14 @@ class Found:
         prompts: How many, and `prompts_from` says why.
         pairs: Of a round.
         static: Tokens of the critic's criteria and examples.
+        asked: By an evaluation, of all suites.
     """
 
     prompts: int
     prompts_from: str
     pairs: int
     static: int
+    asked: tuple[Asked, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,7 @@ class Workload:
         static: Tokens of the critic's criteria and examples.
         case: Of a case without image and responses.
         reason: Of a critique.
-        questions: Short evaluation questions (POPE), and
-        captions: captions of one evaluation.
-        uncounted: Suites of an evaluation that no time is planned for.
+        asked: By an evaluation, of all suites.
     """
 
     prompts: int
@@ -105,9 +106,7 @@ class Workload:
     static: int
     case: int
     reason: int
-    questions: int
-    captions: int
-    uncounted: tuple[str, ...] = ()
+    asked: tuple[Asked, ...]
 
     @property
     def critique(self) -> int:
@@ -127,7 +126,13 @@ def read_files(config: RunConfig, assume: Assumptions) -> Found:
         DataError: A file that is there and cannot be read.
     """
     prompts, origin = _prompts(config, assume)
-    return Found(prompts, origin, _pairs(config, prompts, assume), _static(config))
+    return Found(
+        prompts=prompts,
+        prompts_from=origin,
+        pairs=_pairs(config, prompts, assume),
+        static=_static(config),
+        asked=asked(config.evaluation, assume.response_tokens) if config.evaluation else (),
+    )
 
 
 def workload(config: RunConfig, model: Architecture, assume: Assumptions, found: Found) -> Workload:
@@ -135,8 +140,6 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions, found:
     image = model.image.tokens(*assume.image)
     largest = max(image, model.image.tokens(*_LARGEST))
     prompt = image + assume.question_tokens
-    settings = config.evaluation
-    suites = settings.suites_of_rounds if settings else ()
     room = config.training.max_tokens - largest - assume.question_tokens
     return Workload(
         prompts=found.prompts,
@@ -151,9 +154,7 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions, found:
         static=found.static,
         case=assume.question_tokens + assume.response_tokens,
         reason=min(assume.reason_tokens, config.critic.max_tokens),
-        questions=3000 * len(settings.pope) if settings and "pope" in suites else 0,
-        captions=(settings.limit or 500) if settings and "chair" in suites else 0,
-        uncounted=tuple(name for name in suites if name not in ("chair", "pope")),
+        asked=found.asked,
     )
 
 

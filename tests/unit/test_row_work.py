@@ -14,7 +14,14 @@ from PIL import Image
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
 from sima_ray.data.stages import RowWorker
-from sima_ray.data.work import Critic, Generate, Health, candidate_seed, decide_row
+from sima_ray.data.work import (
+    REQUESTS,
+    Critic,
+    Generate,
+    Health,
+    candidate_seed,
+    decide_row,
+)
 from sima_ray.errors import DataError, ServiceError
 from sima_ray.ports import Completion, CompletionRequest
 from sima_ray.records import ROW_SCHEMA
@@ -81,7 +88,7 @@ async def test_a_rows_requests_are_one_call_and_many_rows_are_in_flight(data: Da
         done = await RowWorker(stage, lambda: policy, 6)(rows)  # noqa: B023
         assert done.schema.equals(ROW_SCHEMA)
         assert done.column("row_id").to_pylist() == [f"r{n}" for n in range(24)]
-        assert policy.calls == [(2, texts)] * 24
+        assert policy.calls == [(REQUESTS, texts)] * 24
         assert 4 <= max(policy.open) <= 6
         assert Counter(entry["row"] for entry in book.entries) == dict.fromkeys(range(24), 2)
         assert all(entry["images"] == 1 for entry in book.entries)
