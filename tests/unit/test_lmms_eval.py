@@ -171,6 +171,24 @@ def test_a_judge_that_writes_no_score_is_no_zero() -> None:
     assert TaskResult.of("mmvet", results | {"unscored": 0}, rows).problem is None
 
 
+def test_other_questions_leave_the_rest_of_the_table() -> None:
+    sides = {
+        (0, "t"): {"t": numbers([1, 0])},
+        (1, "t"): {"t": numbers([1, 0, 0])},
+        (0, "u"): {"u": result("u", {"m": 0.0}, [{"m": 0.0}])},
+        (1, "u"): {"u": result("u", {"m": 1.0}, [{"m": 1.0}])},
+    }
+    found = compare(SETTINGS, sides, {}, seed=0)
+    assert [(row.task, row.change) for row in found.rows[1]] == [("u", 1.0)]
+    assert found.problems == {
+        (
+            1,
+            "t",
+        ): "the two policies were not asked the same questions (2 and 3): remove round-0/lmms-eval/t and "
+        "round-1/lmms-eval/t of the run, and the same command evaluates both anew"
+    }
+
+
 def test_other_questions_are_no_pairs() -> None:
     with pytest.raises(DataError, match="not asked the same questions"):
         compare_task(numbers([1, 0]), numbers([1, 0, 0]), **DRAWS)
