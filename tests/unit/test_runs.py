@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from jobs import entry
 from sima_ray.cli import app
 from sima_ray.config import RunConfig
 from sima_ray.errors import DataError, LedgerError, SimaError
@@ -125,6 +126,38 @@ def test_what_was_interrupted(
         assert found.config == run.config
     done = "prepare · round 0: evaluate · round 1: preferences, train, merge, evaluate"
     assert done_line(found.run) == done
+
+
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        (["--round", "0", "--suites", "mmhal,pope"], ("--round", "0", "--suites", "mmhal,pope")),
+        (["--suites", "mmhal"], ("--round", "1", "--suites", "mmhal")),
+        ([], ("--round", "1")),
+    ],
+)
+def test_a_job_is_taken_up_with_its_own_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[str], again: tuple[str, ...]
+) -> None:
+    run, seen = make(tmp_path), list[tuple[int, str]]()
+
+    def body(run: Run, number: int, suites: str) -> None:
+        seen.append((number, suites))
+        raise DataError("the judge is away")
+
+    def job(*arguments: str) -> None:
+        words = ["jobs.evaluate", f"{run.folder.root}/run.yaml", *arguments]
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit):
+            entry.main("evaluate", "", body, lambda run, suites: 1, suites="")
+
+    monkeypatch.setattr(entry, "connect", lambda: None)  # no cluster is needed for this
+    job(*line)
+    found = resumption("r", tmp_path)
+    assert (found.stage, found.arguments) == ("evaluate", again)
+    job(*found.arguments)
+    assert seen[0] == seen[1]
+    assert resumption("r", tmp_path).arguments == again
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
