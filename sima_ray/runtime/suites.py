@@ -128,14 +128,15 @@ def _open_amber(settings: EvaluationConfig, run: RunConfig) -> Suite:
         benchmarks.read_text(f"{section.data}/safe_words.txt").splitlines(),
         similar,
     )
-    asked = {
-        str(question.id): question
+    found = [
+        question
         for part in section.parts
         for question in benchmarks.read_amber(section.data, part)[: section.limit]
-    }
-    for question in asked.values():
+    ]
+    for question in found:
         if question.kind == "generative":  # a word without associations is found before it costs
             words.score("", question.truth, question.expected)
+    asked = {str(question.id): question for question in found}
 
     def score(question: Question, response: str) -> JsonDict:
         about = asked[question.row_id]
@@ -148,8 +149,8 @@ def _open_amber(settings: EvaluationConfig, run: RunConfig) -> Suite:
         return {"kind": about.kind, "said": parse_yes_no(response), "label": label}
 
     questions = [
-        Question(row_id, q.image, q.text + ("" if q.kind == "generative" else section.suffix))
-        for row_id, q in asked.items()
+        Question(str(q.id), q.image, q.text + ("" if q.kind == "generative" else section.suffix))
+        for q in found
     ]
     return Suite(questions, image_loader(section.images, run), section.max_tokens, score)
 
@@ -179,8 +180,7 @@ def _open_halbench(settings: EvaluationConfig, run: RunConfig) -> Suite:
     instances = section.instances or settings.instances
     assert instances is not None, "Object HalBench has annotations"
     vocabulary = read_vocabulary(section.synonyms or settings.chair_synonyms)
-    captions = section.captions or (None if section.instances else settings.captions)
-    truth = read_truth(instances, captions, vocabulary)
+    truth = read_truth(instances, section.captions or settings.captions, vocabulary)
     check_annotated([question.image for question in found], truth, instances)
     encoded = {question.image: question for question in found}
 

@@ -257,6 +257,40 @@ def test_a_question_that_is_there_twice_is_named(config: RunConfig, tmp_path: Pa
         evaluate(open_run(config), 0, TableService(answer), ["halbench"])
 
 
+def test_no_question_of_amber_takes_the_place_of_another(config: RunConfig, tmp_path: Path) -> None:
+    section = config.model_dump(mode="json")["evaluation"]["amber"]
+    twice = open_run(config, amber=section | {"parts": ["existence", "existence"]})
+    with pytest.raises(DataError, match=r"evaluation\.amber: has 8633 twice \(1 such\)"):
+        evaluate(twice, 0, TableService(answer), ["amber"])
+    file = tmp_path / "amber" / "query" / "query_discriminative-relation.json"
+    [row] = json.loads(file.read_text())
+    file.write_text(json.dumps([row | {"id": 8633}]))  # one of another part's
+    with pytest.raises(DataError, match=r"evaluation\.amber: has 8633 twice"):
+        evaluate(open_run(config), 0, TableService(answer), ["amber"])
+
+
+def test_halbench_takes_the_captions_of_the_whole_section(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    """Of the image 25, which has a person, people also told a dog."""
+    folder = tmp_path / "coco"
+    images = [{"id": n, "file_name": f"COCO_val2014_{n:012d}.jpg"} for n in (9, 25, 36)]
+    told = {"images": images, "annotations": [{"image_id": 25, "caption": "A man and a dog."}]}
+    (folder / "captions.json").write_text(json.dumps(told))
+    service = TableService(answer)
+    run = open_run(config, captions=str(folder / "captions.json"))
+    assert values(evaluate(run, 0, service, ["halbench"])["halbench"])["mention"] == 1 / 4
+    section = config.model_dump(mode="json")["evaluation"]["halbench"]
+    (folder / "none.json").write_text(json.dumps(told | {"annotations": []}))
+    own = section | {"captions": str(folder / "none.json")}
+    run = open_run(config, captions=str(folder / "captions.json"), halbench=own)
+    assert values(evaluate(run, 0, service, ["halbench"])["halbench"])["mention"] == 2 / 4
+    # An image that the captions alone have is not annotated.
+    (folder / "halbench.jsonl").write_text('{"image_id": 36, "question": "Tell all of 9."}\n')
+    with pytest.raises(DataError, match=r"instances\.json: has no image 000000000036\.jpg"):
+        evaluate(run, 1, service, ["halbench"])
+
+
 def test_other_suites_make_no_other_run(config: RunConfig) -> None:
     open_run(config)
     open_run(config, mmhal=None, mementos=None, judge=None)
