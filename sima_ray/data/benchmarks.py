@@ -211,7 +211,6 @@ def read_mmhal(location: str) -> list[MMHalItem]:
             answer=_text(row["gt_answer"]),
             contents=_words(row["image_content"]),
             kind=row["question_type"],
-            topic=str(row.get("question_topic") or ""),
         )
 
     return _entries(location, _array(location), item)

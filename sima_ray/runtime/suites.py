@@ -5,7 +5,7 @@ A suite's rows are kept as JSON lines, an object a question: `row_id`, `image`, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sima_ray.config import EvaluationConfig, RunConfig
@@ -79,16 +79,45 @@ def columns(name: SuiteName, rows: Iterable[JsonDict]) -> dict[str, Ratio]:
     return _COLUMNS[name]([row for row in rows if row["failure"] is None])
 
 
-def labels(name: SuiteName, figures: Iterable[str]) -> dict[str, str]:
-    """The figures that a table shows, in order, with their labels; all others are kept, not shown."""
+def counts(name: SuiteName, rows: Iterable[JsonDict]) -> dict[str, int]:
+    """How many questions have a score, of the figures that are of one type of them."""
+    if name != "mmhal":
+        return {}
+    kinds = Counter(row["kind"] for row in rows if row["failure"] is None)
+    return {f"score.{kind}": kinds[kind] for kind in mmhal.TYPES if kinds[kind]}
+
+
+def labels(
+    name: SuiteName, figures: Iterable[str], counted: Sequence[Mapping[str, int]] = ()
+) -> dict[str, str]:
+    """The figures that a table shows, in order, with their labels; all others are kept, not shown.
+
+    Args:
+        name: The suite.
+        figures: Those that there are.
+        counted: `counts` of each side of the table, put to the labels.
+    """
     if name != "pope":
-        return {figure: label for figure, label in _LABELS[name].items() if figure in set(figures)}
+        there = set(figures)
+        return {
+            figure: label + _questions([side.get(figure, 0) for side in counted if side])
+            if figure.startswith("score.")
+            else label
+            for figure, label in _LABELS[name].items()
+            if figure in there
+        }
     shown: dict[str, str] = {}
     for figure in figures:
         file, _, what = figure.rpartition(".")
         if what in _POPE_LABELS:
             shown[figure] = f"{file.replace('_', ' ')} {_POPE_LABELS[what]}"
     return shown
+
+
+def _questions(numbers: Sequence[int]) -> str:
+    """The same number is told once."""
+    told = " → ".join(f"{number:,}" for number in dict.fromkeys(numbers))
+    return f" (n = {told})" if told else ""
 
 
 def _open_pope(settings: EvaluationConfig, run: RunConfig) -> Suite:

@@ -198,6 +198,29 @@ def test_the_account(tmp_path: Path) -> None:
     assert values["ledger"]["rows"] == 20 and values["stages"][1]["stage"] == "round-0-evaluate"
 
 
+def test_the_account_has_what_judges_took(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    judge = {"model": "judge-1", "asked": 96, "cached": 4, "tries": 97, "failures": {"timeout": 2}}
+    judge |= {"prompt_tokens": 50_000, "answer_tokens": 1_200, "cost": 0.125, "cost_before": 0.005}
+    mark(run, "round-0-evaluate-mmhal", {"figures": {}, "judge": judge})
+    free = judge | {"cost": None, "cost_before": None}
+    mark(run, "round-1-evaluate-mementos", {"figures": {}, "judge": free})
+    found = account(home(run))
+    header, first, second, total = (
+        " ".join(line.split()) for line in show(found).partition("JUDGED")[2].splitlines()[:4]
+    )
+    assert header == "MODEL ASKED KEPT FAILED TOKENS COST KEPT-COST"
+    assert first == "round 0 evaluate-mmhal judge-1 96 4 2 51,200 0.12 0.01"
+    assert second == "round 1 evaluate-mementos judge-1 96 4 2 51,200 - -"
+    assert total == "total - - - - - 0.12 -"
+    assert all(len(line) <= 100 for line in show(found).splitlines() if "judge-1" in line)
+    values = found.to_json()
+    assert values["judge_cost"] == 0.125 and values["cost"] is None
+    [kept] = [one for one in values["stages"] if one["stage"] == "round-0-evaluate-mmhal"]
+    assert kept["judge"] == judge
+    assert "JUDGED" not in show(account(home(make(tmp_path, name="other"))))
+
+
 def test_cost_is_a_range_where_replicas_follow_the_load(tmp_path: Path) -> None:
     policy = {"model": "m", "service": {"max_replicas": 4, "release_for_training": True}}
     run = make(tmp_path, policy=policy, training={"workers": 8})
