@@ -100,9 +100,7 @@ def labels(
     if name != "pope":
         there = set(figures)
         return {
-            figure: label + _questions([side.get(figure, 0) for side in counted if side])
-            if figure.startswith("score.")
-            else label
+            figure: label + _questions(figure, counted)
             for figure, label in _LABELS[name].items()
             if figure in there
         }
@@ -114,10 +112,12 @@ def labels(
     return shown
 
 
-def _questions(numbers: Sequence[int]) -> str:
-    """The same number is told once."""
-    told = " → ".join(f"{number:,}" for number in dict.fromkeys(numbers))
-    return f" (n = {told})" if told else ""
+def _questions(figure: str, counted: Sequence[Mapping[str, int]]) -> str:
+    """What a label adds on the questions of a figure that is of one type: the same number is told once."""
+    if not any(figure in side for side in counted):
+        return ""
+    numbers = dict.fromkeys(side.get(figure, 0) for side in counted if side)
+    return f" (n = {' → '.join(f'{number:,}' for number in numbers)})"
 
 
 def _open_pope(settings: EvaluationConfig, run: RunConfig) -> Suite:
