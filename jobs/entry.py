@@ -51,7 +51,11 @@ def main(
         if number is None:
             number = next_round(run, **given) if next_round else _next_round(run, stage)
         # Serving writes nothing to the run: it is not what was interrupted when a run is taken up again.
-        kept = recorded(run.folder, stage, number) if stage in STAGES else nullcontext()
+        kept = nullcontext()
+        if stage in STAGES:
+            changed = [(name, value) for name, value in given.items() if value != options[name]]
+            words = [word for name, value in changed for word in (f"--{name}", value)]
+            kept = recorded(run.folder, stage, number, words)
         with kept:
             body(run, number, **given)
 

@@ -1,6 +1,5 @@
 """`sima lmms-eval`: the LLaVA benchmarks, base and tuned, by lmms-eval."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,11 +139,12 @@ def _rounds(given: list[int]) -> list[int]:
 
 
 def _variables(env: list[str]) -> list[str]:
+    from sima_ray.config.lmms import is_secret
     from sima_ray.errors import ConfigError
 
     for variable in env:
         name, given, _ = variable.partition("=")
-        if given and re.search(r"KEY|TOKEN|SECRET|PASSWORD", name, re.IGNORECASE):
+        if given and is_secret(name):
             raise ConfigError(
                 f"--env {name}=…: the cluster shows a job's settings to all who see it: "
                 f"set {name} on the head node and give --env {name}"

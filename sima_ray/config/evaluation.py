@@ -114,7 +114,9 @@ class HalBenchConfig(Section):
         default=None, description="COCO instances JSON; None: evaluation.instances."
     )
     captions: Location | None = Field(
-        default=None, description="COCO captions JSON; None: evaluation.captions."
+        default=None,
+        description="COCO captions JSON, of the same images; None: evaluation.captions, also beside instances of "
+        "its own.",
     )
     synonyms: Location | None = Field(
         default=None, description="As chair_synonyms, for this suite; None: chair_synonyms."

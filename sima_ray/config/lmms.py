@@ -1,5 +1,6 @@
 """What `sima lmms-eval` asks of its job, and which of lmms-eval's tasks are the paper's."""
 
+import re
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -31,6 +32,11 @@ MOST_TOKENS = 1024
 
 Task = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(=.*)?$")]
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name holds what nobody is to see."""
+    return re.search(r"KEY|TOKEN|SECRET|PASSWORD", name, re.IGNORECASE) is not None
 
 
 class LmmsEval(Section):

@@ -109,28 +109,33 @@ def read_amber(folder: str, part: str) -> list[AmberQuestion]:
         part: "generative", "existence", "attribute" or "relation".
 
     Raises:
-        DataError: A file cannot be read, or a question has no annotation that fits it.
+        DataError: A file cannot be read, or has two entries of one id; or a question has no annotation that
+            fits it.
     """
     name = part if part == "generative" else f"discriminative-{part}"
     queries, annotations = f"{folder}/query/query_{name}.json", f"{folder}/annotations.json"
-    found = {
-        row[0]: row[1]
-        for row in _entries(
-            annotations,
-            _array(annotations),
-            lambda _, row: (int(row["id"]), (str(row["type"]), row["truth"], row.get("hallu", []))),
-        )
-    }
+    found: dict[int, tuple[str, Any, Any]] = {}
+    asked = set[int]()
+
+    def annotation(_: int, row: Any) -> None:
+        number = int(row["id"])
+        if number in found:
+            raise ValueError(f"a second annotation of {number}")
+        found[number] = (str(row["type"]), row["truth"], row.get("hallu", []))
 
     def question(_: int, row: Any) -> AmberQuestion:
-        kind, truth, hallu = found[int(row["id"])]
+        number = int(row["id"])
+        kind, truth, hallu = found[number]
         generative = part == "generative"
+        if number in asked:
+            raise ValueError(f"a second question {number}")
+        asked.add(number)
         if (kind == "generative") != generative:
             raise ValueError(f"annotated as {kind}")
         if not generative and truth not in ("yes", "no"):
             raise ValueError(f"its truth is {truth!r}, neither yes nor no")
         return AmberQuestion(
-            id=int(row["id"]),
+            id=number,
             image=_text(row["image"]),
             text=_text(row["query"]),
             kind=kind,
@@ -138,6 +143,7 @@ def read_amber(folder: str, part: str) -> list[AmberQuestion]:
             expected=_words(hallu),
         )
 
+    _entries(annotations, _array(annotations), annotation)
     return _entries(queries, _array(queries), question)
 
 
@@ -205,7 +211,6 @@ def read_mmhal(location: str) -> list[MMHalItem]:
             answer=_text(row["gt_answer"]),
             contents=_words(row["image_content"]),
             kind=row["question_type"],
-            topic=str(row.get("question_topic") or ""),
         )
 
     return _entries(location, _array(location), item)

@@ -32,6 +32,9 @@ HOPELESS = 20
 """So many failures and no image: the address is wrong, or the server is away."""
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
 
+_NO_ADDRESS = (httpx.InvalidURL, UnicodeError)
+"""What httpx raises for a text that is no URL; the latter for a host that no name can have."""
+
 
 @dataclass(slots=True)
 class Fetched:
@@ -81,8 +84,7 @@ def fetch_images(
         ConfigError: `url` is no http(s) address.
         DataError: The prompts cannot be read or name no image; the server gives none of them.
     """
-    if httpx.URL(url).scheme not in ("http", "https"):
-        raise ConfigError(f"{url}: must be an http or https address")
+    _check_address(url)
     names = sorted(set(_names(prompts)))
     if not names:
         raise DataError(f"{prompts}: names no image")
@@ -164,10 +166,12 @@ class _Fetch:
                     data += part
                     if len(data) > MAX_IMAGE_BYTES:
                         raise _Failed(f"over {MAX_IMAGE_BYTES:,} bytes", False)
-        except httpx.TransportError as error:  # a body shorter than it was said to be is one, too
-            raise _Failed(one_line(error), True) from error
-        except httpx.TooManyRedirects as error:
+        except (httpx.TooManyRedirects, *_NO_ADDRESS) as error:
             raise _Failed(one_line(error), False) from error
+        except (
+            httpx.RequestError
+        ) as error:  # also a body that is cut short, or not packed as it says
+            raise _Failed(one_line(error), True) from error
         try:
             await asyncio.to_thread(check_image, bytes(data), self.max_pixels)
         except ImageProblem as problem:
@@ -185,6 +189,18 @@ class _Fetch:
             with suppress(OSError):
                 partial.unlink()
             raise DataError(f"{target}: cannot be written: {one_line(error)}") from error
+
+
+def _check_address(url: str) -> None:
+    try:
+        address = httpx.URL(url)
+        scheme, host = address.scheme, address.host
+    except _NO_ADDRESS as error:
+        raise ConfigError(
+            f"{url}: no address ({one_line(error)}): give one as in {COCO}"
+        ) from error
+    if scheme not in ("http", "https") or not host:
+        raise ConfigError(f"{url}: must be an http or https address, as in {COCO}")
 
 
 def _names(prompts: str) -> Iterator[str]:

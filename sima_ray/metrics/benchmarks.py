@@ -153,7 +153,7 @@ def compare_task(
     if [_question(s) for s in before.samples] != [_question(s) for s in after.samples]:
         raise DataError(
             f"{before.task}: the two policies were not asked the same questions "
-            f"({len(before.samples)} and {len(after.samples)}): evaluate both anew"
+            f"({len(before.samples)} and {len(after.samples)})"
         )
     rows: list[Row] = []
     for metric, value in before.metrics.items():

@@ -19,15 +19,13 @@ def halbench_ratios(scores: Sequence[CaptionScore]) -> dict[str, Ratio]:
 
     Returns:
         response: share of the descriptions with an object that have a hallucinated one; mention:
-        share of the mentions that are hallucinated; response_all: as response, over all
-        descriptions; recall, objects, length: as for CHAIR.
+        share of the mentions that are hallucinated; recall, objects, length: as for CHAIR.
     """
     columns = chair_ratios(scores)
     wrong = [float(len(score.hallucinated) > 0) for score in scores]
     return {
         "response": Ratio.of(wrong, [float(len(score.mentions) > 0) for score in scores]),
         "mention": columns["chair_i"],
-        "response_all": columns["chair_s"],
         "recall": columns["recall"],
         "objects": columns["objects"],
         "length": columns["length"],

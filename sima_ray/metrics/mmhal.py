@@ -44,7 +44,7 @@ class MMHalItem:
         image_src: Its URL.
         question, answer: What is asked, and a person's answer.
         contents: Objects that the image is annotated with.
-        kind, topic: One of `TYPES`, and what the image shows.
+        kind: One of `TYPES`.
     """
 
     image_id: str
@@ -53,7 +53,6 @@ class MMHalItem:
     answer: str
     contents: tuple[str, ...]
     kind: str
-    topic: str
 
 
 def mmhal_prompt(item: MMHalItem, response: str) -> str:

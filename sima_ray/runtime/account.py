@@ -48,6 +48,17 @@ class Account:
         low, high = zip(*self.costs.values(), strict=True)
         return sum(low), sum(high)
 
+    @property
+    def judge_cost(self) -> float | None:
+        """What the judges' answers cost, by the prices of their configs; None without one."""
+        costs = [judge["cost"] for _, judge in self.judged if judge["cost"] is not None]
+        return sum(costs) if costs else None
+
+    @property
+    def judged(self) -> list[tuple[FinishedStage, JsonDict]]:
+        """The suites that a judge was asked for, with what it was asked and took."""
+        return [(stage, judge) for stage in self.run.done if (judge := stage.result.get("judge"))]
+
     def usage(self) -> dict[str, int]:
         """Requests and tokens of all stages that count them."""
         parts = [usage_of(stage) for stage in self.run.done]
@@ -67,12 +78,14 @@ class Account:
                     "at": stage.at,
                     **usage_of(stage),
                     "cost": self.costs.get(stage.key),
+                    "judge": stage.result.get("judge"),
                 }
                 for stage in self.run.done
             ],
             "seconds": sum(stage.seconds for stage in self.run.done),
             **self.usage(),
             "cost": self.cost,
+            "judge_cost": self.judge_cost,
             "provenance": self.provenance,
         }
 
@@ -126,6 +139,8 @@ def show(shown: Account, price: float | None = None) -> str:
     text = [f"{name:<12} {value}" for name, value in lines]
     if run.done:
         text += ["", _stage_table(shown), ""]
+    if shown.judged:
+        text += [_judge_table(shown), ""]
     if price:
         text.append(
             f"{'cost':<12} at {price:g} an hour of a policy replica or a training worker; "
@@ -167,6 +182,28 @@ def _stage_table(shown: Account) -> str:
         for row, cost in zip(rows, [*costs, shown.cost], strict=True):
             row.append(_cost_cell(cost))
     return columns(header, rows, right=" ".join(header[1:]))
+
+
+def _judge_table(shown: Account) -> str:
+    """What each suite's judge was asked; what a suite that failed had paid for is in KEPT-COST of the next try."""
+    rows = [
+        [
+            stage.title,
+            judge["model"],
+            *(f"{judge[name]:,}" for name in ("asked", "cached")),
+            f"{sum(judge['failures'].values()):,}",
+            f"{judge['prompt_tokens'] + judge['answer_tokens']:,}",
+            *(
+                "-" if judge[name] is None else f"{judge[name]:.2f}"
+                for name in ("cost", "cost_before")
+            ),
+        ]
+        for stage, judge in shown.judged
+    ]
+    if shown.judge_cost is not None:
+        rows.append(["total", *["-"] * 5, f"{shown.judge_cost:.2f}", "-"])
+    numbers = ("ASKED", "KEPT", "FAILED", "TOKENS", "COST", "KEPT-COST")
+    return columns(("JUDGED", "MODEL", *numbers), rows, right=" ".join(numbers))
 
 
 def _cells(usage: dict[str, int]) -> list[str]:

@@ -7,7 +7,7 @@ to write another.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ class Attempt:
         state: As Ray calls it; RUNNING also when the job was killed.
         ended: ISO time.
         error: Why it failed, in one line.
+        arguments: What else its command line had, beside the round: "--suites", "mmhal".
     """
 
     stage: str
@@ -43,12 +44,16 @@ class Attempt:
     state: Literal["RUNNING", "SUCCEEDED", "FAILED", "STOPPED"] = "RUNNING"
     ended: str | None = None
     error: str | None = None
+    arguments: tuple[str, ...] = ()
 
 
 @contextmanager
-def recorded(folder: "RunFolder", stage: str, number: int) -> Iterator[None]:
-    """Keep in the run's folder that the block began, and how it ended."""
-    attempt = Attempt(stage, number, os.environ.get("SIMA_JOB"), _now())
+def recorded(
+    folder: "RunFolder", stage: str, number: int, arguments: Sequence[str] = ()
+) -> Iterator[None]:
+    """Keep in the run's folder that the block began, by which arguments, and how it ended."""
+    job = os.environ.get("SIMA_JOB")
+    attempt = Attempt(stage, number, job, _now(), arguments=tuple(arguments))
     folder.write_json(asdict(attempt), FILE)
     try:
         yield
@@ -71,10 +76,11 @@ def last_attempt(folder: Path) -> Attempt | None:
     """
     file = folder / FILE
     try:
-        return Attempt(**json.loads(file.read_text(encoding="utf-8")))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Attempt(**values | {"arguments": tuple(values.get("arguments", ()))})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
 
 

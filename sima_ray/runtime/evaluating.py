@@ -17,7 +17,7 @@ from sima_ray.runtime.asking import ask
 from sima_ray.runtime.judge import Failure, Judge, Judged, Spent
 from sima_ray.runtime.progress import Stage
 from sima_ray.runtime.run import Run, RunFolder
-from sima_ray.runtime.suites import Suite, columns, labels, open_suite
+from sima_ray.runtime.suites import Suite, columns, counts, labels, open_suite
 
 _SHOWN = 3
 
@@ -119,13 +119,14 @@ def compared(run: Run, before: int, after: int) -> dict[str, JsonDict]:
         sides = [found["result"] if found else None for found in done]
         if not any(sides):
             continue
-        figures = list((sides[0] or sides[1] or {})["figures"])
+        ran = [side for side in sides if side]
+        figures = dict.fromkeys(figure for side in ran for figure in side["figures"])
         entry: JsonDict = {
             "before": sides[0],
             "after": sides[1],
             "difference": {},
             "pairs": 0,
-            "labels": labels(name, figures),
+            "labels": labels(name, figures, [side.get("counts", {}) for side in ran]),
         }
         if all(sides) and before != after:
             entry |= _difference(run, name, before, after)
@@ -285,6 +286,7 @@ def _figures(run: Run, name: SuiteName, rows: Sequence[JsonDict]) -> JsonDict:
             ).to_json()
             for figure, ratio in ratios.items()
         },
+        "counts": counts(name, rows),
         "rows": len(rows) - failed.total(),
         "failed": dict(sorted(failed.items())),
     }

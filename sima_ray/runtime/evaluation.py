@@ -165,14 +165,17 @@ def read_vocabulary(synonyms: str | None) -> ChairVocabulary:
 def read_truth(
     instances: str, captions: str | None, vocabulary: ChairVocabulary
 ) -> dict[str, frozenset[str]]:
-    """The true objects of each annotated image, by `image_key`.
+    """The true objects of each image of the instances file, by `image_key`.
+
+    An image that the captions file alone has is left out: people do not name all that there is.
 
     Raises:
         DataError: Annotations that cannot be read.
     """
-    named = read_json(captions) if captions else None
-    truth = truth_from_coco(read_json(instances), named, vocabulary)
-    return {image_key(name): objects for name, objects in truth.items()}
+    annotated, named = read_json(instances), read_json(captions) if captions else None
+    truth = truth_from_coco(annotated, named, vocabulary)
+    names = [image["file_name"] for image in annotated["images"]]
+    return {image_key(name): truth[name] for name in names}
 
 
 def check_annotated(

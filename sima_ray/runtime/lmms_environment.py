@@ -5,6 +5,7 @@ packages behind its own. Nothing is ever installed into this one. `make lmms-set
 """
 
 import hashlib
+import secrets
 import shutil
 import site
 import subprocess
@@ -32,12 +33,33 @@ def prepare(folder: Path, requirements: str) -> Path:
     Raises:
         ClusterError: It cannot be made; says what pip said.
     """
-    ready, stamp = folder / "ready", _stamp(requirements)
-    python = folder / "bin" / "python"
-    if ready.exists() and ready.read_text() == stamp and python.exists():
+    python, stamp = folder / "bin" / "python", _stamp(requirements)
+    if _is_ready(folder, stamp):
         return python
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    # Under a name of its own: another job may be making the same environment now.
+    part = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        _make(part, requirements)
+        (part / "ready").write_text(stamp)
+        if not _is_ready(folder, stamp):
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+    except OSError as error:
+        if not _is_ready(folder, stamp):  # it has not come from elsewhere at this very moment
+            raise ClusterError(
+                f"{folder}: lmms-eval's environment cannot be made: {error}"
+            ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return python
+
+
+def _is_ready(folder: Path, stamp: str) -> bool:
+    ready = folder / "ready"
+    return ready.exists() and ready.read_text() == stamp and (folder / "bin" / "python").exists()
+
+
+def _make(part: Path, requirements: str) -> None:
     _run(sys.executable, "-m", "venv", "--without-pip", str(part))
     file = part / "requirements.txt"
     file.write_text(requirements, encoding="utf-8")
@@ -48,10 +70,6 @@ def prepare(folder: Path, requirements: str) -> Path:
     for packages in (part / "lib").glob("python*/site-packages"):
         # By addsitedir, so that the .pth files there take effect too.
         (packages / "_packages_of_sima_ray.pth").write_text(ours, encoding="utf-8")
-    (part / "ready").write_text(stamp)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    return python
 
 
 def _run(*command: str) -> None:

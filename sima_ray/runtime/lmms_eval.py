@@ -14,21 +14,20 @@ from pathlib import Path
 from pyarrow import fs
 
 from sima_ray.config import ServiceConfig
-from sima_ray.config.lmms import MOST_TOKENS, LmmsEval
+from sima_ray.config.lmms import LmmsEval
 from sima_ray.data.locations import open_location
-from sima_ray.errors import ConfigError, ServiceError
+from sima_ray.errors import ConfigError, DataError, ServiceError
 from sima_ray.metrics.benchmarks import TaskResult
-from sima_ray.policy.checkpoint import check_policy, fingerprint
+from sima_ray.policy.checkpoint import check_policy
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.critic_token import new_token, token_hash
 from sima_ray.runtime.lmms_environment import default_folder, prepare
+from sima_ray.runtime.lmms_identity import identity, most_tokens
 from sima_ray.runtime.lmms_process import LmmsProcess
-from sima_ray.runtime.lmms_table import Asked, Comparison, compare, markdown, plain, to_json
+from sima_ray.runtime.lmms_table import FOLDER, Asked, Comparison, compare, markdown, plain, to_json
 from sima_ray.runtime.run import Run
 from sima_ray.runtime.serving import deploy_critic, remove
 from sima_ray.runtime.stages import PolicyService
-
-FOLDER = "lmms-eval"
 
 
 def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
@@ -61,7 +60,7 @@ def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
     if found.problems:
         raise ServiceError(
             f"{len(found.problems)} of {len(wanted)} evaluations have no figures: the lines above say why; "
-            "the same command asks those again, and no others"
+            "the same command asks again what failed, and nothing else"
         )
     return found
 
@@ -153,17 +152,12 @@ def _evaluate_task(
             return reason
         try:
             files = _sorted_out(Path(temporary))
-        except ServiceError as error:
+            _keep(run, number, task, files, {"settings": identity(run, settings, number, task)})
+            stage.result(f"round {number} · {_headline(read_results(run, number, task))}")
+        except (ServiceError, DataError) as error:
             stage.result(f"round {number} · failed")
             return str(error)
-        _keep(run, number, task, files, {"settings": _identity(run, settings, number, task)})
-        stage.result(f"round {number} · {_headline(read_results(run, number, task))}")
     return None
-
-
-def most_tokens(run: Run, settings: LmmsEval) -> int:
-    """The longest answer that a task may ask for: a request that has no room for it would be refused."""
-    return settings.max_tokens or min(MOST_TOKENS, run.config.policy.engine.max_model_len // 2)
 
 
 def _sorted_out(folder: Path) -> Path:
@@ -202,26 +196,17 @@ def _keep(run: Run, number: int, task: str, files: Path, marker: JsonDict) -> No
     )
 
 
-def _identity(run: Run, settings: LmmsEval, number: int, task: str) -> JsonDict:
-    """What a task's figures depend on."""
-    return {
-        "task": task,
-        "weights": fingerprint(run.policy(number)),
-        "limit": settings.limit,
-        "max_tokens": most_tokens(run, settings),
-        "include_path": settings.include_path,
-        "variables": [given for given in settings.variables if "=" in given],
-    }
-
-
 def _kept(run: Run, settings: LmmsEval, number: int, task: str) -> bool:
     """Whether a task's figures are there, by these weights and settings, and nothing in them failed."""
     name = (f"round-{number}", FOLDER, task, "done.json")
     if not run.folder.exists(*name):
         return False
-    if run.folder.read_json(*name)["settings"] != _identity(run, settings, number, task):
+    if run.folder.read_json(*name)["settings"] != identity(run, settings, number, task):
         return False
-    return not any(result.problem for result in read_results(run, number, task).values())
+    try:
+        return not any(result.problem for result in read_results(run, number, task).values())
+    except DataError:
+        return False
 
 
 def read_results(run: Run, number: int, task: str) -> dict[str, TaskResult]:

@@ -4,9 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sima_ray.config.lmms import LmmsEval
+from sima_ray.errors import DataError
 from sima_ray.metrics.benchmarks import Row, TaskResult, compare_task
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.columns import columns
+
+FOLDER = "lmms-eval"
+"""Of a task's files, in a round's folder."""
 
 Asked = tuple[int, str]
 """A round and a task."""
@@ -54,13 +58,20 @@ def compare(
                     {(first, name), (number, name)}
                 ):
                     continue
-                lines += compare_task(
-                    before,
-                    after,
-                    samples=settings.samples,
-                    confidence=settings.confidence,
-                    seed=seed,
-                )
+                try:
+                    lines += compare_task(
+                        before,
+                        after,
+                        samples=settings.samples,
+                        confidence=settings.confidence,
+                        seed=seed,
+                    )
+                except DataError as error:
+                    folders = f"round-{first}/{FOLDER}/{task} and round-{number}/{FOLDER}/{task}"
+                    found.problems[number, name] = (
+                        f"{str(error).removeprefix(f'{name}: ')}: remove {folders} of the run, and the same "
+                        "command evaluates both anew"
+                    )
     return found
 
 

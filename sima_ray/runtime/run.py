@@ -4,8 +4,10 @@ runs/NAME/run.yaml            the resolved config
           provenance.json     versions, git revision, seed
           job.json            the last job of the run: what it was to do, and how it ended
           prompts.parquet     one row for each line of the prompts file, bad ones included
-          ledger.json, summary.json, report.html
-          round-K/            preferences/, pairs.parquet, quarantine.jsonl, train/, policy/, evaluation/
+          ledger.json, summary.json, report.html, lmms-eval.md, lmms-eval.json
+          round-K/            preferences/, pairs.parquet, quarantine.jsonl, train/, policy/, captions.jsonl,
+                              evaluation/, lmms-eval/
+          judge/              the answers of the benchmarks' judge, by what was asked
           stages/             a marker for each finished stage: what makes a run resume
 """
 

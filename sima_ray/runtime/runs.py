@@ -270,8 +270,8 @@ def resumption(name: str, root: Path) -> Resumption:
     if run.attempt.state == "SUCCEEDED":
         return Resumption(run, config, None)
     stage, number = run.attempt.stage, run.attempt.round
-    arguments = () if stage in _OF_ALL_ROUNDS else ("--round", str(number))
-    return Resumption(run, config, stage, arguments)
+    of_round = () if stage in _OF_ALL_ROUNDS else ("--round", str(number))
+    return Resumption(run, config, stage, (*of_round, *run.attempt.arguments))
 
 
 def given_words(given: JsonDict) -> str:

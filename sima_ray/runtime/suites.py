@@ -5,7 +5,7 @@ A suite's rows are kept as JSON lines, an object a question: `row_id`, `image`, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sima_ray.config import EvaluationConfig, RunConfig
@@ -79,16 +79,45 @@ def columns(name: SuiteName, rows: Iterable[JsonDict]) -> dict[str, Ratio]:
     return _COLUMNS[name]([row for row in rows if row["failure"] is None])
 
 
-def labels(name: SuiteName, figures: Iterable[str]) -> dict[str, str]:
-    """The figures that a table shows, in order, with their labels; all others are kept, not shown."""
+def counts(name: SuiteName, rows: Iterable[JsonDict]) -> dict[str, int]:
+    """How many questions have a score, of the figures that are of one type of them."""
+    if name != "mmhal":
+        return {}
+    kinds = Counter(row["kind"] for row in rows if row["failure"] is None)
+    return {f"score.{kind}": kinds[kind] for kind in mmhal.TYPES if kinds[kind]}
+
+
+def labels(
+    name: SuiteName, figures: Iterable[str], counted: Sequence[Mapping[str, int]] = ()
+) -> dict[str, str]:
+    """The figures that a table shows, in order, with their labels; all others are kept, not shown.
+
+    Args:
+        name: The suite.
+        figures: Those that there are.
+        counted: `counts` of each side of the table, put to the labels.
+    """
     if name != "pope":
-        return {figure: label for figure, label in _LABELS[name].items() if figure in set(figures)}
+        there = set(figures)
+        return {
+            figure: label + _questions(figure, counted)
+            for figure, label in _LABELS[name].items()
+            if figure in there
+        }
     shown: dict[str, str] = {}
     for figure in figures:
         file, _, what = figure.rpartition(".")
         if what in _POPE_LABELS:
             shown[figure] = f"{file.replace('_', ' ')} {_POPE_LABELS[what]}"
     return shown
+
+
+def _questions(figure: str, counted: Sequence[Mapping[str, int]]) -> str:
+    """What a label adds on the questions of a figure that is of one type: the same number is told once."""
+    if not any(figure in side for side in counted):
+        return ""
+    numbers = dict.fromkeys(side.get(figure, 0) for side in counted if side)
+    return f" (n = {' → '.join(f'{number:,}' for number in numbers)})"
 
 
 def _open_pope(settings: EvaluationConfig, run: RunConfig) -> Suite:
@@ -128,14 +157,15 @@ def _open_amber(settings: EvaluationConfig, run: RunConfig) -> Suite:
         benchmarks.read_text(f"{section.data}/safe_words.txt").splitlines(),
         similar,
     )
-    asked = {
-        str(question.id): question
+    found = [
+        question
         for part in section.parts
         for question in benchmarks.read_amber(section.data, part)[: section.limit]
-    }
-    for question in asked.values():
+    ]
+    for question in found:
         if question.kind == "generative":  # a word without associations is found before it costs
             words.score("", question.truth, question.expected)
+    asked = {str(question.id): question for question in found}
 
     def score(question: Question, response: str) -> JsonDict:
         about = asked[question.row_id]
@@ -148,8 +178,8 @@ def _open_amber(settings: EvaluationConfig, run: RunConfig) -> Suite:
         return {"kind": about.kind, "said": parse_yes_no(response), "label": label}
 
     questions = [
-        Question(row_id, q.image, q.text + ("" if q.kind == "generative" else section.suffix))
-        for row_id, q in asked.items()
+        Question(str(q.id), q.image, q.text + ("" if q.kind == "generative" else section.suffix))
+        for q in found
     ]
     return Suite(questions, image_loader(section.images, run), section.max_tokens, score)
 
@@ -179,8 +209,7 @@ def _open_halbench(settings: EvaluationConfig, run: RunConfig) -> Suite:
     instances = section.instances or settings.instances
     assert instances is not None, "Object HalBench has annotations"
     vocabulary = read_vocabulary(section.synonyms or settings.chair_synonyms)
-    captions = section.captions or (None if section.instances else settings.captions)
-    truth = read_truth(instances, captions, vocabulary)
+    truth = read_truth(instances, section.captions or settings.captions, vocabulary)
     check_annotated([question.image for question in found], truth, instances)
     encoded = {question.image: question for question in found}
 

@@ -140,11 +140,24 @@ def critic_figures(run: Run, number: int) -> JsonDict:
     }
 
 
+def judge_words(judge: JsonDict) -> str:
+    """What a judge was asked for a suite, and what it took."""
+    tokens = judge["prompt_tokens"] + judge["answer_tokens"]
+    words = (
+        f"{judge['model']}: {judge['asked']:,} asked, {judge['cached']:,} kept from before, "
+        f"{sum(judge['failures'].values()):,} failed, {tokens:,} tokens"
+    )
+    if judge["cost"] is None:
+        return words
+    before = f", those kept {judge['cost_before']:.2f}" if judge["cached"] else ""
+    return f"{words}, cost {judge['cost']:.2f}{before}"
+
+
 def html(result: JsonDict) -> str:
     """The run as one page without scripts or outside files."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        result=result, figures=FIGURES, titles=TITLES
+        result=result, figures=FIGURES, titles=TITLES, judge_words=judge_words
     )
 
 

@@ -12,7 +12,7 @@ from sima_ray.ledger import Ledger
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.runs import given_words
 from sima_ray.runtime.suites import TITLES
-from sima_ray.runtime.summary import FIGURES
+from sima_ray.runtime.summary import FIGURES, judge_words
 
 
 def show_summary(folder: Path) -> None:
@@ -84,12 +84,7 @@ def suite_table(name: SuiteName, suite: JsonDict, confidence: float) -> Table:
 
 def judge_line(judge: JsonDict) -> str:
     """What a judge was asked and took, on one line."""
-    failed = sum(judge["failures"].values())
-    line = (
-        f"judge    {judge['model']}: {judge['asked']:,} asked, {judge['cached']:,} kept from before, "
-        f"{failed} failed, {judge['prompt_tokens'] + judge['answer_tokens']:,} tokens"
-    )
-    return line if judge["cost"] is None else f"{line}, cost {judge['cost']:.2f}"
+    return f"judge    {judge_words(judge)}"
 
 
 def critic_line(critic: JsonDict) -> str:

@@ -176,3 +176,13 @@ def test_an_annotation_that_does_not_fit_is_named(
     folder = write_amber(tmp_path / "data", [annotation], generative=[(1, "a.jpg", "Describe.")])
     with pytest.raises(DataError, match=rf"query_generative\.json:1: not a question: .*{words}"):
         read_amber(folder, "generative")
+
+
+def test_entries_of_one_id_are_named(tmp_path: Path) -> None:
+    rows = [(1, "a.jpg", "Describe."), (1, "b.jpg", "Describe.")]
+    folder = write_amber(tmp_path / "asked", ANNOTATIONS, generative=rows)
+    with pytest.raises(DataError, match=r"query_generative\.json:2: .*a second question 1"):
+        read_amber(folder, "generative")
+    folder = write_amber(tmp_path / "told", [*ANNOTATIONS, ANNOTATIONS[0]], generative=rows[:1])
+    with pytest.raises(DataError, match=r"annotations\.json:5: .*a second annotation of 1"):
+        read_amber(folder, "generative")

@@ -41,7 +41,6 @@ def test_mmhal(tmp_path: Path) -> None:
         answer="There are four.",
         contents=("Traffic light", "Tree"),
         kind="counting",
-        topic="outdoor",
     )
     assert mmhal_images(item)[:2] == ["16875241476_3b79e5d79b_o.jpg", "2c0e54cb2dcad01d.jpg"]
 

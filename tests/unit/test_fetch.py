@@ -28,7 +28,10 @@ def jpeg(colour: int) -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by what is planned for a name: a status, a body, or "cut": a body that ends before its length."""
+    """Answers by what is planned for a name: a status, a body, or one of these.
+
+    "cut": a body that ends before its length; "packed": said to be compressed, and it is not; "http:…": elsewhere.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -48,8 +51,13 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(step, int):
             self.send_error(step)
             return
-        body = jpeg(9) if step == "cut" else step
-        self.send_response(200)
+        body = jpeg(9) if isinstance(step, str) else step
+        elsewhere = isinstance(step, str) and step.startswith("http")
+        self.send_response(302 if elsewhere else 200)
+        if elsewhere:
+            self.send_header("Location", step)
+        if step == "packed":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if step == "cut" else body)
@@ -163,9 +171,36 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
         fetch_images(write(tmp_path, name, 7, None), tmp_path / "images", "http://127.0.0.1:9/")
 
 
-def test_an_address_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="http or https"):
-        fetch_images(write(tmp_path, "1.jpg"), tmp_path, "file:///etc/")
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("file:///etc/", "http or https"),
+        ("http:///train2017/", "http or https"),
+        ("http://host:port/", r"no address \(Invalid port: 'port'\): give one as in http://images"),
+        ("http://xn--/", r"no address \(Malformed A-label"),
+    ],
+)
+def test_what_is_no_address(tmp_path: Path, url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        fetch_images(write(tmp_path, "1.jpg"), tmp_path, url)
+
+
+def test_answers_and_names_that_httpx_itself_cannot_take_are_that_images(
+    tmp_path: Path, server: Server
+) -> None:
+    server.plan = {
+        "packed.jpg": ["packed"],
+        "once.jpg": ["packed", jpeg(1)],
+        "led.jpg": ["http://xn--/1.jpg"],
+    }
+    long = "a" * 70_000
+    prompts = write(tmp_path, *server.plan, f"{long}.jpg")
+    found = fetch_images(prompts, tmp_path / "images", server.url)
+    assert (found.wanted, found.fetched, found.done) == (4, 1, 4)
+    assert "Error -3 while decompressing" in found.failed["packed.jpg"]
+    assert server.asked["packed.jpg"] == fetch.ATTEMPTS
+    assert "URL too long" in found.failed[f"{long}.jpg"]
+    assert found.failed["led.jpg"]
 
 
 def test_the_command_says_what_it_did(tmp_path: Path, server: Server) -> None:

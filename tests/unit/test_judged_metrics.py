@@ -116,7 +116,6 @@ def test_halbench_by_hand() -> None:
         {
             "response": 1 / 2,
             "mention": 2 / 5,
-            "response_all": 1 / 3,
             "recall": 3 / 6,
             "objects": 5 / 3,
             "length": (11 + 2 + 5) / 3,
@@ -131,7 +130,6 @@ ITEM = MMHalItem(
     answer="Two & a half.",
     contents=("Cup", "Table"),
     kind="counting",
-    topic="indoor",
 )
 
 

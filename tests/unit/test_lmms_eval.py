@@ -14,6 +14,7 @@ from sima_ray.cli import app
 from sima_ray.config.lmms import LmmsEval
 from sima_ray.errors import ClusterError, ConfigError, DataError
 from sima_ray.metrics.benchmarks import TaskResult, compare_task
+from sima_ray.runtime import lmms_environment
 from sima_ray.runtime.lmms_environment import prepare
 from sima_ray.runtime.lmms_process import LmmsProcess, bar_of, environment
 from sima_ray.runtime.lmms_table import compare, markdown, plain, to_json
@@ -170,6 +171,24 @@ def test_a_judge_that_writes_no_score_is_no_zero() -> None:
     assert TaskResult.of("mmvet", results | {"unscored": 0}, rows).problem is None
 
 
+def test_other_questions_leave_the_rest_of_the_table() -> None:
+    sides = {
+        (0, "t"): {"t": numbers([1, 0])},
+        (1, "t"): {"t": numbers([1, 0, 0])},
+        (0, "u"): {"u": result("u", {"m": 0.0}, [{"m": 0.0}])},
+        (1, "u"): {"u": result("u", {"m": 1.0}, [{"m": 1.0}])},
+    }
+    found = compare(SETTINGS, sides, {}, seed=0)
+    assert [(row.task, row.change) for row in found.rows[1]] == [("u", 1.0)]
+    assert found.problems == {
+        (
+            1,
+            "t",
+        ): "the two policies were not asked the same questions (2 and 3): remove round-0/lmms-eval/t and "
+        "round-1/lmms-eval/t of the run, and the same command evaluates both anew"
+    }
+
+
 def test_other_questions_are_no_pairs() -> None:
     with pytest.raises(DataError, match="not asked the same questions"):
         compare_task(numbers([1, 0]), numbers([1, 0, 0]), **DRAWS)
@@ -217,7 +236,37 @@ def test_progress_is_read_off_its_bars() -> None:
 def test_an_environment_that_cannot_be_made_is_not_half_there(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="cannot be made here"):
         prepare(tmp_path / "env", "no such requirement\n")
-    assert not (tmp_path / "env").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", ["ends first", "goes on", "is another's"])
+def test_two_jobs_that_make_an_environment_do_not_touch_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """The second begins while the first is at work; what it makes is not taken away."""
+    folder, begun = tmp_path / "env", list[Path]()
+
+    def run(*command: str) -> None:
+        if "venv" not in command:
+            return
+        part = Path(command[-1])
+        (part / "bin").mkdir(parents=True)
+        (part / "bin" / "python").write_text(f"{len(begun)}")
+        begun.append(part)
+        if len(begun) == 1 and other == "goes on":
+            with pytest.raises(RuntimeError):
+                prepare(folder, "")
+            assert (part / "bin" / "python").exists()
+        elif len(begun) == 1:
+            prepare(folder, "" if other == "ends first" else "x==1")
+        elif other == "goes on":
+            raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(lmms_environment, "_run", run)
+    python = prepare(folder, "")
+    assert python.read_text() == ("1" if other == "ends first" else "0")
+    assert len(set(begun)) == 2 and list(tmp_path.iterdir()) == [folder]
+    assert prepare(folder, "") == python and len(begun) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from jobs import entry
 from sima_ray.cli import app
 from sima_ray.config import RunConfig
 from sima_ray.errors import DataError, LedgerError, SimaError
@@ -127,6 +128,38 @@ def test_what_was_interrupted(
     assert done_line(found.run) == done
 
 
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        (["--round", "0", "--suites", "mmhal,pope"], ("--round", "0", "--suites", "mmhal,pope")),
+        (["--suites", "mmhal"], ("--round", "1", "--suites", "mmhal")),
+        ([], ("--round", "1")),
+    ],
+)
+def test_a_job_is_taken_up_with_its_own_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[str], again: tuple[str, ...]
+) -> None:
+    run, seen = make(tmp_path), list[tuple[int, str]]()
+
+    def body(run: Run, number: int, suites: str) -> None:
+        seen.append((number, suites))
+        raise DataError("the judge is away")
+
+    def job(*arguments: str) -> None:
+        words = ["jobs.evaluate", f"{run.folder.root}/run.yaml", *arguments]
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit):
+            entry.main("evaluate", "", body, lambda run, suites: 1, suites="")
+
+    monkeypatch.setattr(entry, "connect", lambda: None)  # no cluster is needed for this
+    job(*line)
+    found = resumption("r", tmp_path)
+    assert (found.stage, found.arguments) == ("evaluate", again)
+    job(*found.arguments)
+    assert seen[0] == seen[1]
+    assert resumption("r", tmp_path).arguments == again
+
+
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(SimaError, match="none: no run there"):
         resumption("none", tmp_path)
@@ -163,6 +196,29 @@ def test_the_account(tmp_path: Path) -> None:
     assert "COST" not in text and "seed 0" in text
     values = json.loads(json.dumps(found.to_json()))
     assert values["ledger"]["rows"] == 20 and values["stages"][1]["stage"] == "round-0-evaluate"
+
+
+def test_the_account_has_what_judges_took(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    judge = {"model": "judge-1", "asked": 96, "cached": 4, "tries": 97, "failures": {"timeout": 2}}
+    judge |= {"prompt_tokens": 50_000, "answer_tokens": 1_200, "cost": 0.125, "cost_before": 0.005}
+    mark(run, "round-0-evaluate-mmhal", {"figures": {}, "judge": judge})
+    free = judge | {"cost": None, "cost_before": None}
+    mark(run, "round-1-evaluate-mementos", {"figures": {}, "judge": free})
+    found = account(home(run))
+    header, first, second, total = (
+        " ".join(line.split()) for line in show(found).partition("JUDGED")[2].splitlines()[:4]
+    )
+    assert header == "MODEL ASKED KEPT FAILED TOKENS COST KEPT-COST"
+    assert first == "round 0 evaluate-mmhal judge-1 96 4 2 51,200 0.12 0.01"
+    assert second == "round 1 evaluate-mementos judge-1 96 4 2 51,200 - -"
+    assert total == "total - - - - - 0.12 -"
+    assert all(len(line) <= 100 for line in show(found).splitlines() if "judge-1" in line)
+    values = found.to_json()
+    assert values["judge_cost"] == 0.125 and values["cost"] is None
+    [kept] = [one for one in values["stages"] if one["stage"] == "round-0-evaluate-mmhal"]
+    assert kept["judge"] == judge
+    assert "JUDGED" not in show(account(home(make(tmp_path, name="other"))))
 
 
 def test_cost_is_a_range_where_replicas_follow_the_load(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_every_suite_by_hand(config: RunConfig) -> None:
     }
     assert found["mmhal"]["judge"]["cost"] == pytest.approx(480 / 1e6)
     assert [result["rows"] for result in found.values()] == [2, 4, 2, 4, 2]
+    assert found["mmhal"]["counts"] == {f"score.{kind}": 1 for kind in KINDS}
     row = rows_of(run, 0, "mmhal")[1]
     assert row["row_id"] == "2-id1" and row["kind"] == "counting" and row["rating"] == 1
     assert row["response"] == "A tree and a car." and row["judge"].startswith("Seen.")
@@ -172,12 +173,13 @@ def test_before_and_after_are_paired(config: RunConfig, capsys: pytest.CaptureFi
             "ledger": {"rows": 0, "outcomes": {}, "quarantine_reasons": {}},
         }
     )
-    assert "MMHal-Bench" in page and "+4.000" in page and "judge judge-1: 4 asked" in page
+    assert "MMHal-Bench" in page and "+4.000" in page and "counting ↑ (n = 1)" in page
+    assert "judge judge-1: 4 asked, 0 kept from before, 0 failed, 440 tokens, cost 0.00<" in page
     console = tables.Console(width=100)
     console.print(tables.suite_table("mmhal", found["mmhal"], 0.95))
     console.print(tables.suite_table("mementos", found["mementos"], 0.95))
     out = capsys.readouterr().out
-    assert "4 → 4 questions scored" in out and "+4.000" in out
+    assert "4 → 4 questions scored" in out and "+4.000" in out and "counting ↑ (n = 1)" in out
     assert "2 → – questions scored" in out
 
 
@@ -212,7 +214,10 @@ def test_a_judge_that_fails_leaves_rows_out(config: RunConfig, judge: FakeJudge)
     assert all("rating" not in row for row in rows[:2])
     judge.answer = verdict
     evaluate(run, 1, service, ["mmhal"])
-    assert compared(run, 0, 1)["mmhal"]["pairs"] == 2
+    found = compared(run, 0, 1)["mmhal"]
+    assert found["pairs"] == 2
+    shown = [found["labels"][f"score.{kind}"] for kind in ("attribute", "holistic")]
+    assert shown == ["attribute ↑ (n = 0 → 1)", "holistic ↑ (n = 1)"]
 
 
 def test_too_many_failures_fail_the_suite_and_cost_nothing_twice(
@@ -232,6 +237,8 @@ def test_too_many_failures_fail_the_suite_and_cost_nothing_twice(
     assert service.round is None  # not even deployed
     assert (result["rows"], result["judge"]["cached"]) == (4, 3)
     assert len(judge.prompts) == count + 1  # the one that failed
+    words = "4 asked, 3 kept from before, 0 failed, 110 tokens, cost 0.00, those kept 0.00"
+    assert words in tables.judge_line(result["judge"])
     assert len(service.asked) == len(KINDS)  # the policy's answers were kept
 
 
@@ -255,6 +262,40 @@ def test_a_question_that_is_there_twice_is_named(config: RunConfig, tmp_path: Pa
     file.write_text(file.read_text() * 2)
     with pytest.raises(DataError, match=r"evaluation\.halbench: has 9 twice \(2 such\)"):
         evaluate(open_run(config), 0, TableService(answer), ["halbench"])
+
+
+def test_no_question_of_amber_takes_the_place_of_another(config: RunConfig, tmp_path: Path) -> None:
+    section = config.model_dump(mode="json")["evaluation"]["amber"]
+    twice = open_run(config, amber=section | {"parts": ["existence", "existence"]})
+    with pytest.raises(DataError, match=r"evaluation\.amber: has 8633 twice \(1 such\)"):
+        evaluate(twice, 0, TableService(answer), ["amber"])
+    file = tmp_path / "amber" / "query" / "query_discriminative-relation.json"
+    [row] = json.loads(file.read_text())
+    file.write_text(json.dumps([row | {"id": 8633}]))  # one of another part's
+    with pytest.raises(DataError, match=r"evaluation\.amber: has 8633 twice"):
+        evaluate(open_run(config), 0, TableService(answer), ["amber"])
+
+
+def test_halbench_takes_the_captions_of_the_whole_section(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    """Of the image 25, which has a person, people also told a dog."""
+    folder = tmp_path / "coco"
+    images = [{"id": n, "file_name": f"COCO_val2014_{n:012d}.jpg"} for n in (9, 25, 36)]
+    told = {"images": images, "annotations": [{"image_id": 25, "caption": "A man and a dog."}]}
+    (folder / "captions.json").write_text(json.dumps(told))
+    service = TableService(answer)
+    run = open_run(config, captions=str(folder / "captions.json"))
+    assert values(evaluate(run, 0, service, ["halbench"])["halbench"])["mention"] == 1 / 4
+    section = config.model_dump(mode="json")["evaluation"]["halbench"]
+    (folder / "none.json").write_text(json.dumps(told | {"annotations": []}))
+    own = section | {"captions": str(folder / "none.json")}
+    run = open_run(config, captions=str(folder / "captions.json"), halbench=own)
+    assert values(evaluate(run, 0, service, ["halbench"])["halbench"])["mention"] == 2 / 4
+    # An image that the captions alone have is not annotated.
+    (folder / "halbench.jsonl").write_text('{"image_id": 36, "question": "Tell all of 9."}\n')
+    with pytest.raises(DataError, match=r"instances\.json: has no image 000000000036\.jpg"):
+        evaluate(run, 1, service, ["halbench"])
 
 
 def test_other_suites_make_no_other_run(config: RunConfig) -> None:
