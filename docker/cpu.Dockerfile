@@ -25,6 +25,6 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 USER 10001
 WORKDIR /home/sima
-ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
+ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token RAY_SERVE_PROXY_USE_GRPC=1
 # The token must be mounted or set (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH): without one Ray does not start.
 CMD ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]

@@ -22,7 +22,7 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 USER 10001
 WORKDIR /home/sima
-ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
+ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token RAY_SERVE_PROXY_USE_GRPC=1
 # A worker of a cluster; KubeRay gives its own command.
 ENTRYPOINT ["ray", "start", "--block", "--disable-usage-stats"]
 CMD ["--head", "--dashboard-host=127.0.0.1"]

@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray on loopback only, as `sima up` starts it (see sima_ray/runtime/cluster.py).
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
 
 
 @pytest.fixture(scope="session")

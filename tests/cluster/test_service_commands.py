@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
+import grpc
+import psutil
 import pytest
 
 from sima_ray.policy.checkpoint import fingerprint
@@ -46,6 +49,28 @@ def sima(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sima]:
             yield run
         finally:
             cluster.down()
+
+
+def test_replicas_want_the_clusters_token(sima: Sima) -> None:
+    """Each listens for Serve's own calls, which carry pickles."""
+    running = cluster.running()
+    assert running
+    ports = [
+        connection.laddr.port
+        for process in psutil.Process(running.pid).children(recursive=True)
+        if "ServeReplica" in "".join(process.cmdline())
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == "::"
+    ]
+    assert ports
+    token = Path(running.token_file).read_text()
+    for port, (sent, refused) in product(ports, ((None, True), ("0" * 64, True), (token, False))):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            metadata = () if sent is None else (("authorization", f"Bearer {sent}"),)
+            with pytest.raises(grpc.RpcError) as error:  # the request is empty
+                call(b"", metadata=metadata, timeout=10)
+        assert (error.value.code() == grpc.StatusCode.UNAUTHENTICATED) == refused  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_scale(sima: Sima) -> None:

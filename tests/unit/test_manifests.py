@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from sima_ray.runtime.cluster import SERVE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,6 +39,8 @@ def test_images_copy_what_exists_and_run_unprivileged() -> None:
             for source in sources.split():
                 assert (ROOT / source).exists(), f"{file.name}: {source}"
         assert re.search(r"^USER \d+$", text, re.MULTILINE), file.name
+        for name, value in SERVE.items():
+            assert re.search(rf"^ENV .*\b{name}={value}\b", text, re.MULTILINE), file.name
 
 
 def test_both_locks_agree_on_what_both_have() -> None:
