@@ -25,7 +25,7 @@ policy: setup  ## make the demo's policy anew from its seed (about 50 minutes on
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sima_ray.demo.make_policy
 
 test: bench-setup lmms-setup  ## run every test: unit, cluster, engine (GPU ones where there is a GPU)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, pyright, hadolint
 	@$(BIN)/ruff check .

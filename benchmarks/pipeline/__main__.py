@@ -49,15 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
     parser.add_argument("--prompts", type=int, default=1200, help="of the demo's world")
     parser.add_argument("--few", type=int, default=20, help="of them, one at a time")
+    parser.add_argument(
+        "--layers", type=int, help="make the policy so deep; it answers the same (default: as it is)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     return parser
 
 
 def _benchmark(options: argparse.Namespace, folder: Path) -> JsonDict:
-    work = Work(
-        folder, options.config.resolve(), options.prompts, min(options.few, options.prompts)
-    )
+    few = min(options.few, options.prompts)
+    work = Work(folder, options.config.resolve(), options.prompts, few, options.layers)
     work.write()
     repeats: list[dict[str, Trial]] = []
     settings: dict[str, JsonDict] = {"ours": {}}
@@ -72,7 +74,7 @@ def _benchmark(options: argparse.Namespace, folder: Path) -> JsonDict:
     return figures(repeats) | {
         "settings": {
             "config": str(options.config),
-            **{name: getattr(options, name) for name in ("prompts", "few", "repeats")},
+            **{name: getattr(options, name) for name in ("prompts", "few", "layers", "repeats")},
             "used": _relative(
                 work.run.model_dump(mode="json", include={"policy", "generation", "critic", "seed"})
             ),

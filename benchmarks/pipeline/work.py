@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.pipeline.depth import deepen
 from sima_ray.config import DataConfig, RunConfig
 from sima_ray.ports import Completion, CompletionRequest, JsonDict, Policy
 
@@ -26,17 +27,23 @@ class Work:
         config: The run config's file.
         prompts: Timed.
         few: Of them, for a contender that takes long.
+        layers: Of the policy's language model; None for its own.
     """
 
     folder: Path
     config: Path
     prompts: int
     few: int
+    layers: int | None = None
 
     @property
     def run(self) -> RunConfig:
-        """The run config; its prompts aside."""
-        return RunConfig.load(self.config)
+        """The run config, with the policy that is measured; its prompts aside."""
+        run = RunConfig.load(self.config)
+        if self.layers is None:
+            return run
+        policy = run.policy.model_copy(update={"model": str(self.folder / "policy")})
+        return run.model_copy(update={"policy": policy})
 
     @property
     def rows(self) -> str:
@@ -50,11 +57,13 @@ class Work:
         return self.run.data.model_copy(update=paths)
 
     def write(self) -> None:
-        """Describe it in its folder, and make the worlds."""
+        """Describe it in its folder, and make the worlds and the policy."""
         from sima_ray.demo.world import build_world
 
         build_world(self.folder / "timed", "train", self.prompts, SEED)
         build_world(self.folder / "warm", "train", WARM, SEED + 1)
+        if self.layers is not None:
+            deepen(Path(RunConfig.load(self.config).policy.model), self.layers, self.folder / "policy")
         described = asdict(self) | {"folder": str(self.folder), "config": str(self.config)}
         (self.folder / "work.json").write_text(json.dumps(described), encoding="utf-8")
 
@@ -62,7 +71,7 @@ class Work:
     def read(cls, folder: Path) -> "Work":
         """What `write` left."""
         found: dict[str, Any] = json.loads((folder / "work.json").read_text(encoding="utf-8"))
-        return cls(folder, Path(found["config"]), found["prompts"], found["few"])
+        return cls(folder, Path(found["config"]), found["prompts"], found["few"], found["layers"])
 
 
 @dataclass(frozen=True, slots=True)
