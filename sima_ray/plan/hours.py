@@ -197,11 +197,31 @@ def _training(
     reference = load.pairs * 2 * (model.language.body * load.row + model.vision * load.patches)
     flops = load.pairs * training.epochs * row + reference
     speed = training.workers * hardware.gpu_tflops * 1e12 * assume.mfu_training
+    gathering, gathered = _gathering(config, model, load)
     recomputed = ", recomputation among them" * again
     how = (
         f"{load.pairs:,} × ({training.epochs} × {row / 1e12:,.1f} TFLOP + reference "
         f"{reference / load.pairs / 1e12:,.1f}) ÷ ({training.workers} × {hardware.gpu_tflops:g} TFLOP/s × "
         f"{assume.mfu_training:g}); a row of {load.row:,} tokens is 2 × {passes} × "
-        f"{model.language.body / 1e9:.2f}e9 each{recomputed}"
+        f"{model.language.body / 1e9:.2f}e9 each{recomputed}{gathered}"
     )
-    return Figure("", flops / speed / _SECONDS, "h", how), steps
+    return Figure("", (flops / speed + gathering) / _SECONDS, "h", how), steps
+
+
+def _gathering(config: RunConfig, model: Architecture, load: Workload) -> tuple[float, str]:
+    """(seconds, how): ZeRO 3 gathers all weights for a forward and for a backward pass; none of it overlaps."""
+    training, link = config.training, config.hardware.gpu_link_gb_s
+    workers, budget = training.workers, training.tokens_per_micro_batch
+    if training.zero_stage < 3 or workers == 1:
+        return 0.0, ""
+    pairs = training.micro_batch_size
+    if budget is not None:
+        pairs = max(1, budget // (2 * (load.prompt + load.response)))
+    pairs = min(pairs, math.ceil(training.batch_size / workers))
+    passes = math.ceil(load.pairs / workers / pairs) * (2 * training.epochs + 1)
+    size = model.parameters * (2 if training.dtype == "bfloat16" else 4) * (1 - 1 / workers)
+    how = (
+        f"; gathering weights: {passes:,} passes over {pairs} pair{'s' * (pairs > 1)} a worker, the reference "
+        f"among them, × {size / GB:.1f} GB ÷ {link:g} GB/s"
+    )
+    return passes * size / GB / link, how
