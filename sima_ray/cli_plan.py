@@ -23,6 +23,9 @@ def plan(
     gpu_bandwidth_gb_s: Annotated[
         float | None, typer.Option(help="Of its memory; hardware.gpu_bandwidth_gb_s.")
     ] = None,
+    gpu_link_gb_s: Annotated[
+        float | None, typer.Option(help="Received from other GPUs; hardware.gpu_link_gb_s.")
+    ] = None,
     prompts: Annotated[
         int | None, typer.Option(min=1, help="Default: the prompts file's, or the paper's 17,000.")
     ] = None,
@@ -52,6 +55,7 @@ def plan(
         "gpu_memory_gb": gpu_memory_gb,
         "gpu_tflops": gpu_tflops,
         "gpu_bandwidth_gb_s": gpu_bandwidth_gb_s,
+        "gpu_link_gb_s": gpu_link_gb_s,
     }
     hardware = [f"hardware.{name}={value}" for name, value in given.items() if value is not None]
     resolved = load_config(config, [*(settings or []), *hardware], model)

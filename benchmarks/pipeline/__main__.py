@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=1200, help="of the demo's world")
     parser.add_argument("--few", type=int, default=20, help="of them, one at a time")
     parser.add_argument(
-        "--layers", type=int, help="make the policy so deep; it answers the same (default: as it is)"
+        "--layers",
+        type=int,
+        help="make the policy so deep; it answers the same (default: as it is)",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)

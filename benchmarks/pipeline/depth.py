@@ -41,7 +41,9 @@ def deepen(policy: Path, layers: int, folder: Path) -> Path:
         for name in [name for name in weights if name.startswith(copied)]:
             inside = name.removeprefix(copied)
             value = weights[name]
-            weights[added + inside] = torch.zeros_like(value) if inside in OUTPUTS else value.clone()
+            weights[added + inside] = (
+                torch.zeros_like(value) if inside in OUTPUTS else value.clone()
+            )
     config["text_config"]["num_hidden_layers"] = layers
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

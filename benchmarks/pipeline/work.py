@@ -63,7 +63,9 @@ class Work:
         build_world(self.folder / "timed", "train", self.prompts, SEED)
         build_world(self.folder / "warm", "train", WARM, SEED + 1)
         if self.layers is not None:
-            deepen(Path(RunConfig.load(self.config).policy.model), self.layers, self.folder / "policy")
+            deepen(
+                Path(RunConfig.load(self.config).policy.model), self.layers, self.folder / "policy"
+            )
         described = asdict(self) | {"folder": str(self.folder), "config": str(self.config)}
         (self.folder / "work.json").write_text(json.dumps(described), encoding="utf-8")
 

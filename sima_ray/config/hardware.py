@@ -16,3 +16,8 @@ class HardwareConfig(Section):
     gpu_bandwidth_gb_s: float = Field(
         default=2000.0, gt=0, description="Of a GPU's memory, 10⁹ bytes a second; an A100's."
     )
+    gpu_link_gb_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="What a GPU receives from the others, 10⁹ bytes a second; an A100's by NVLink.",
+    )

@@ -63,8 +63,8 @@ class GenerationConfig(Section):
         default=64,
         ge=1,
         description="Rows that one Data worker keeps in flight, of two batches at most: each is one call of "
-        "the policy, which brings its engine two requests. An evaluation keeps as many questions in flight, "
-        "a request each, for it is one process.",
+        "the policy, which brings its engine two requests. An evaluation keeps as many questions in flight "
+        "as all of them together, a request each.",
     )
     workers: int = Field(default=1, ge=1, description="Data workers of this stage.")
     batch_size: int = Field(
@@ -72,6 +72,11 @@ class GenerationConfig(Section):
     )
     retries: int = Field(default=5, ge=0, description="Tries again after a failure that may pass.")
     timeout_s: float = Field(default=600.0, gt=0, description="Of one call, queueing included.")
+
+    @property
+    def in_flight(self) -> int:
+        """Rows of all Data workers, or questions of an evaluation, that are in flight at once."""
+        return self.workers * self.concurrency
 
 
 class CriticConfig(Section):

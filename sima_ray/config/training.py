@@ -87,12 +87,14 @@ class TrainingConfig(Section):
     workers: int = Field(default=1, ge=1)
     accelerator: Literal["cpu", "gpu"] = "gpu"
     cpus_per_worker: float = Field(default=1.0, gt=0)
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2,
+        description="DeepSpeed's: what the workers share. At 3 the policy too, which is gathered in each pass.",
+    )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none",
         description="What is kept in the CPU's memory between uses: the optimizer's state (zero_stage 1 "
-        "and up), or the parameters too (zero_stage 3). A GPU must still hold the whole policy once, before the "
-        "first step.",
+        "and up), or the parameters too (zero_stage 3).",
     )
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between checkpoints.")

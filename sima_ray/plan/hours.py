@@ -10,7 +10,7 @@ from sima_ray.plan.asked import JUDGED, Asked
 from sima_ray.plan.speed import Speed, of_evaluation, of_preferences, speed
 from sima_ray.plan.training import trained
 from sima_ray.plan.workload import Assumptions, Workload
-from sima_ray.plan.worksheet import Figure, Section, gigabytes, millions, total
+from sima_ray.plan.worksheet import GB, Figure, Section, gigabytes, millions, total
 
 _SECONDS = 3600.0
 
@@ -187,12 +187,32 @@ def _training(
     reference = load.pairs * 2 * (model.language.body * load.row + model.vision * load.patches)
     flops = load.pairs * training.epochs * row + reference
     rate = training.workers * hardware.gpu_tflops * 1e12 * assume.mfu_training
+    gathering, gathered = _gathering(config, model, load)
     recomputed = ", recomputation among them" * again
     how = (
         f"{load.pairs:,} × ({training.epochs} × {row / 1e12:,.1f} TFLOP + reference "
         f"{reference / load.pairs / 1e12:,.1f}) ÷ ({training.workers} × {hardware.gpu_tflops:g} TFLOP/s × "
         f"{assume.mfu_training:g}); a row of {load.row:,} tokens is 2 × {passes} × "
-        f"{model.language.body / 1e9:.2f}e9 each{recomputed}"
+        f"{model.language.body / 1e9:.2f}e9 each{recomputed}{gathered}"
     )
-    hours = flops / rate / _SECONDS + assume.start_hours
+    hours = (flops / rate + gathering) / _SECONDS + assume.start_hours
     return [steps, Figure("train", hours, "h", f"{how}; {assume.start_hours:g} h to start")]
+
+
+def _gathering(config: RunConfig, model: Architecture, load: Workload) -> tuple[float, str]:
+    """(seconds, how): ZeRO 3 gathers all weights for a forward and for a backward pass; none of it overlaps."""
+    training, link = config.training, config.hardware.gpu_link_gb_s
+    workers, budget = training.workers, training.tokens_per_micro_batch
+    if training.zero_stage < 3 or workers == 1:
+        return 0.0, ""
+    pairs = training.micro_batch_size
+    if budget is not None:
+        pairs = max(1, budget // (2 * (load.prompt + load.response)))
+    pairs = min(pairs, math.ceil(training.batch_size / workers))
+    passes = math.ceil(load.pairs / workers / pairs) * (2 * training.epochs + 1)
+    size = model.parameters * (2 if training.dtype == "bfloat16" else 4) * (1 - 1 / workers)
+    how = (
+        f"; gathering weights: {passes:,} passes over {pairs} pair{'s' * (pairs > 1)} a worker, the reference "
+        f"among them, × {size / GB:.1f} GB ÷ {link:g} GB/s"
+    )
+    return passes * size / GB / link, how

@@ -46,7 +46,8 @@ class Plan:
             f"run          {self.config.name}: {self.config.policy.model}",
             f"figures      {self.source}",
             f"hardware     {hardware.gpus} GPUs of {hardware.gpu_memory_gb:g} GB (10⁹ bytes), "
-            f"{hardware.gpu_tflops:g} TFLOP/s, {hardware.gpu_bandwidth_gb_s:,.0f} GB/s",
+            f"{hardware.gpu_tflops:g} TFLOP/s, {hardware.gpu_bandwidth_gb_s:,.0f} GB/s; "
+            f"{hardware.gpu_link_gb_s:,.0f} GB/s between them",
             f"assumed      {self.assumptions.sentence()}",
             "",
         ]

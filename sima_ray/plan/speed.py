@@ -59,7 +59,7 @@ def of_preferences(config: RunConfig, load: Workload) -> Flow:
 
 def of_evaluation(config: RunConfig, load: Workload, answer: int) -> Flow:
     """One process asks, a question a call; `answer` is its tokens."""
-    return Flow(config.generation.concurrency, 1, load.prompt + answer, answer)
+    return Flow(config.generation.in_flight, 1, load.prompt + answer, answer)
 
 
 def speed(

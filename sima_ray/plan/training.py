@@ -34,13 +34,12 @@ def plan_training(config: RunConfig, model: Architecture, load: Workload) -> Sec
     training, hardware = config.training, config.hardware
     memory = [*_states(training, model), *_batch(training, model, load)]
     memory.append(gigabytes("context, fragments", _RESERVE, "assumed"))
+    # The reference pass before the first step takes less: the same weights, and no gradient.
     peak = total("peak of a step", memory)
-    before = _before_first_step(training, model)
-    whole = max(peak.value, before.value)
-    figures = [*memory, peak, before, *_host(training, model)]
+    figures = [*memory, peak, *_host(training, model)]
     problems = _problems(config, model, load)
-    if whole > hardware.gpu_memory_gb:
-        problems.append(f"{whole:.1f} GB on a GPU of {hardware.gpu_memory_gb:g} GB")
+    if peak.value > hardware.gpu_memory_gb:
+        problems.append(f"{peak.value:.1f} GB on a GPU of {hardware.gpu_memory_gb:g} GB")
     title = (
         f"train: {training.workers} worker{'s' * (training.workers > 1)}, ZeRO-{training.zero_stage}, "
         f"offload {training.offload}, checkpointing {'on' if training.gradient_checkpointing else 'off'}; "
@@ -126,25 +125,15 @@ def _micro_batch(training: TrainingConfig, load: Workload) -> tuple[int, int, st
     return pairs, pairs * row, one if pairs == 1 else f"{pairs} × ({one})"
 
 
-def _before_first_step(training: TrainingConfig, model: Architecture) -> Figure:
-    """The reference pass: the whole policy with its adapters on one GPU, no gradients."""
-    size = _size(training)
-    parameters = model.parameters + trained(training, model)
-    return gigabytes(
-        "reference pass",
-        parameters * size + _RESERVE + MOST_LOGITS * 8,
-        f"{millions(parameters)} × {size} B, whole in every stage, + context and logits",
-    )
-
-
 def _host(training: TrainingConfig, model: Architecture) -> list[Figure]:
     """The CPU's memory, of all workers together."""
     size, workers, lora = _size(training), training.workers, trained(training, model)
-    loading = gigabytes(
-        "CPU memory while loading",
-        model.parameters * size * workers,
-        f"{millions(model.parameters)} × {size} B × {workers} workers, over all nodes",
-    )
+    held, how = model.parameters * workers, f"{millions(model.parameters)} × {size} B × {workers}"
+    how += " workers, over all nodes"
+    if training.zero_stage == 3:
+        held = max(model.language.head, model.language.width * model.language.inner)
+        how = f"{millions(held)} × {size} B, the largest weight, on the first worker; its files are mapped"
+    loading = gigabytes("CPU memory while loading", held * size, how)
     if training.offload == "none":
         return [loading]
     kept = 16 * lora + (model.parameters * size if training.offload == "parameters" else 0)

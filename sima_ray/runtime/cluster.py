@@ -25,8 +25,8 @@ LOOPBACK = "127.0.0.1"
 
 SERVE = {"RAY_SERVE_PROXY_USE_GRPC": "1"}
 """Of every process of a cluster: Serve's HTTP proxy calls replicas straight, and not through Ray's task machinery,
-which costs the critic a quarter of its throughput (`benchmarks.load`). Calls through handles stay as they are: over
-gRPC a router learns a replica's queue at the end of a call only (Ray 2.60), and misplaces requests.
+which would cost the critic a quarter of its throughput (`benchmarks.load`). Calls through handles stay as they
+are: over gRPC a router learns a replica's queue at the end of a call only (Ray 2.60), and misplaces requests.
 """
 
 _START_TIMEOUT_S = 90.0

@@ -204,7 +204,7 @@ def _answers(
         service.connect(),
         stage,
         max_tokens=suite.max_tokens,
-        concurrency=run.config.generation.concurrency,
+        concurrency=run.config.generation.in_flight,
     )
     answers = {q.row_id: answer for q, answer in zip(suite.questions, found, strict=True)}
     if suite.judging:

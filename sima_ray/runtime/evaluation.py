@@ -79,7 +79,7 @@ def evaluate(
         connect,
         stage,
         max_tokens=settings.max_tokens,
-        concurrency=run.generation.concurrency,
+        concurrency=run.generation.in_flight,
     )
     captions = [
         Caption(

@@ -143,7 +143,7 @@ def _evaluate_task(
             "version": run.version(number),
             "limit": settings.limit,
             "max_tokens": most_tokens(run, settings),
-            "concurrency": run.config.generation.concurrency,
+            "concurrency": run.config.generation.in_flight,
             "retries": 1 + run.config.generation.retries,
             "include_path": settings.include_path,
         }

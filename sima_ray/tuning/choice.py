@@ -5,7 +5,7 @@ What a config says comes first; then one pair is scored both ways and the number
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from sima_ray.tuning.attention import ATTENTIONS, PARTS, attention_of, set_attention
 from sima_ray.tuning.dataset import EncodedPair, UnusablePair
-from sima_ray.tuning.forward import Model, PairForward, base_of, concatenated, response_logps
+from sima_ray.tuning.forward import (
+    Computation,
+    Model,
+    PairForward,
+    base_of,
+    concatenated,
+    response_logps,
+)
 from sima_ray.tuning.shared import shared, shared_logps
 
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -25,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 """What a model that cannot take such rows may raise."""
+
+
+Run = Callable[[Sequence[EncodedPair], Computation], tuple[Tensor, ...]]
+"""Computes something of pairs with the model, as a `PairScorer` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +52,12 @@ class ForwardChoice:
 
 
 def choose_forward(
-    model: Model, pairs: Iterable[EncodedPair], max_tokens: int | None = None
+    model: Model,
+    pairs: Iterable[EncodedPair],
+    max_tokens: int | None = None,
+    *,
+    run: Run | None = None,
+    gather: Callable[[list[Any]], list[Any]] = list,
 ) -> ForwardChoice:
     """Share rows where that is valid for this model, shown on the first usable of these pairs.
 
@@ -52,16 +68,20 @@ def choose_forward(
         model: On its device, with or without adapters.
         pairs: As many as are needed are taken; where none is usable, nothing is measured.
         max_tokens: Longest plain row; None for no limit.
+        run: How the model is made to compute; None to call it.
+        gather: The lists of all workers, joined: what one finds against shared rows counts for all. The pairs must
+            be the same on all.
     """
     base = base_of(model)
+    run = run or _calling(base)
     if reason := static_reason(base, max_tokens):
         return ForwardChoice(concatenated, reason)
-    probe = next(_plainly_scored(base, pairs), None)
+    probe = next(_plainly_scored(run, pairs), None)
     if probe is None:
         return ForwardChoice(shared)
     for attention in attentions_for(base):
         set_attention(base, attention)
-        reason = disagreement(base, *probe)
+        reason = next(filter(None, gather([disagreement(base, *probe, run=run)])), None)
         if reason is None:
             return ForwardChoice(shared)
         _LOG.warning("%s attention is not used: %s", attention, reason)
@@ -101,7 +121,9 @@ def _layers_without_free_mask(text: Any, max_tokens: int | None) -> list[str]:
     return sorted(kinds - allowed)
 
 
-def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None:
+def disagreement(
+    model: Model, pair: EncodedPair, plain_N: Tensor, *, run: Run | None = None
+) -> str | None:
     """How far the shared row of a pair is from its plain rows; None where they agree.
 
     With FlexAttention the backward pass is tried too, as a training step takes it: it is a kernel of its own.
@@ -110,12 +132,14 @@ def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None
         model: The bare one.
         pair: The probe.
         plain_N: Of its response tokens, chosen then rejected, scored plainly.
+        run: See `choose_forward`.
     """
+    run = run or _calling(model)
     try:
         with torch.no_grad():
-            logps_N, _ = shared_logps(model, [pair], [(pair.chosen_C, pair.rejected_R)])
+            logps_N, _ = run([pair], _shared_logps)
         if attention_of(model) == "flex_attention":
-            _try_backward(model, pair)
+            _try_backward(model, pair, run)
     except _FAILURES as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     distance = (logps_N - plain_N).abs().mean().item()
@@ -128,17 +152,25 @@ def disagreement(model: Model, pair: EncodedPair, plain_N: Tensor) -> str | None
     )
 
 
-def _try_backward(model: Model, pair: EncodedPair) -> None:
+def _try_backward(model: Model, pair: EncodedPair, run: Run) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         return
     training = model.training
     model.train()  # layers are checkpointed, where they are, only so
     try:
-        logps_N, _ = shared_logps(model, [pair], [(pair.chosen_C, pair.rejected_R)])
+        logps_N, _ = run([pair], _shared_logps)
         torch.autograd.grad(logps_N.sum(), trained, allow_unused=True)
     finally:
         model.train(training)
+
+
+def _calling(model: Model) -> Run:
+    return lambda pairs, compute: compute(model, pairs)
+
+
+def _shared_logps(model: Model, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+    return shared_logps(model, pairs, [(pair.chosen_C, pair.rejected_R) for pair in pairs])
 
 
 def attentions_for(model: Model) -> list[str]:
@@ -160,14 +192,12 @@ def can_flex(model: Model) -> bool:
     return bool(on_cuda and supports and is_torch_flex_attn_available())
 
 
-def _plainly_scored(
-    model: Model, pairs: Iterable[EncodedPair]
-) -> Iterator[tuple[EncodedPair, Tensor]]:
+def _plainly_scored(run: Run, pairs: Iterable[EncodedPair]) -> Iterator[tuple[EncodedPair, Tensor]]:
     """The usable ones of these pairs with the log-probabilities of their response tokens."""
     for pair in pairs:
         try:
             with torch.no_grad():
-                plain_N, _ = response_logps(model, [pair])
+                plain_N, _ = run([pair], response_logps)
         except UnusablePair:
             continue
         yield pair, plain_N

@@ -94,6 +94,17 @@ class EncodedPair:
         return len(self.prompt_P) + max(len(self.chosen_C), len(self.rejected_R))
 
 
+Kind = tuple[tuple[str, tuple[float, ...]], ...]
+
+
+def kind_of(pair: EncodedPair) -> Kind:
+    """What the number of an image's features depends on: shapes, and sizes that are among the inputs."""
+    return tuple(
+        (name, tuple(tensor.flatten().tolist()) if tensor.numel() < 8 else tuple(tensor.shape))
+        for name, tensor in sorted(pair.image_inputs.items())
+    )
+
+
 def read_pairs(location: str) -> list[PreferencePair]:
     """Read pairs from a Parquet file or a folder of them, sorted by row id (files have no stable order).
 

@@ -20,14 +20,8 @@ Engine = Any
 """A `deepspeed.DeepSpeedEngine` (the package has no types)."""
 
 
-def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engine:
-    """Wrap a module for training; `torch.distributed` must be up.
-
-    Args:
-        module: Its trainable parameters are the ones that train.
-        config: Precision, ZeRO stage, clipping, weight decay.
-        world: Number of workers.
-    """
+def load_deepspeed(config: TrainingConfig) -> Any:
+    """The package `deepspeed`, for this accelerator and in the process group that is up."""
     if config.accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault(
@@ -39,6 +33,18 @@ def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engin
         # Else DeepSpeed compiles a shared-memory collective at first use; gloo does for adapters.
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def start_engine(module: nn.Module, config: TrainingConfig, world: int) -> Engine:
+    """Wrap a module for training; `torch.distributed` must be up.
+
+    Args:
+        module: Its trainable parameters are the ones that train.
+        config: Precision, ZeRO stage, clipping, weight decay.
+        world: Number of workers.
+    """
+    deepspeed = load_deepspeed(config)
     parameters: Any = list(trainable(module).values())  # typed as a Module there
     elements = sum(p.numel() for p in parameters)
     started: Any = deepspeed.initialize(

@@ -8,7 +8,7 @@ N response tokens of all rows together, V vocabulary.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,17 +43,40 @@ class PairForward(Protocol):
         ...
 
 
-class PairScorer(nn.Module):
-    """A model as the module that an engine wraps: pairs in, (chosen_B, rejected_B) out."""
+Computation = Callable[[Model, Sequence[EncodedPair]], tuple[Tensor, ...]]
+"""What a model computes of pairs."""
 
-    def __init__(self, model: nn.Module, forward: PairForward) -> None:
+
+class PairScorer(nn.Module):
+    """A model as the module that an engine wraps: pairs in, (chosen_B, rejected_B) out.
+
+    Whatever else is computed goes through it too: where workers share the weights, they are gathered for what
+    happens within it.
+
+    Attributes:
+        model: With or without adapters.
+        way: How pairs are scored.
+    """
+
+    def __init__(self, model: nn.Module, way: PairForward) -> None:
         super().__init__()
         self.model = model
-        self._forward = forward
+        self.way = way
 
-    def forward(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
-        logps = self._forward(base_of(self.model), pairs)
+    def forward(
+        self, pairs: Sequence[EncodedPair], compute: Computation | None = None
+    ) -> tuple[Tensor, ...]:
+        """(chosen_B, rejected_B), or what `compute` makes of the bare model and the pairs."""
+        model = base_of(self.model)
+        if compute is not None:
+            return compute(model, pairs)
+        logps = self.way(model, pairs)
         return logps.chosen_B, logps.rejected_B
+
+    def score(self, model: Model, pairs: Sequence[EncodedPair]) -> PairLogps:
+        """The scores as a `PairForward` of the model within."""
+        assert model is base_of(self.model)
+        return PairLogps(*self(pairs))
 
 
 def concatenated(model: Model, pairs: Sequence[EncodedPair]) -> PairLogps:
@@ -160,13 +183,29 @@ def check_features(features: Any, pairs: Sequence[EncodedPair], image_token: int
     if len(features) != len(pairs):
         return  # not one entry an image: the model's own check must do
     for pair, image in zip(pairs, features, strict=True):
-        tokens = int((pair.prompt_P == image_token).sum())
-        if tokens != image.shape[0]:
-            raise UnusablePair(
-                pair.pair.row_id,
-                SetAside.IMAGE_TOKENS,
-                f"{tokens} image tokens for {image.shape[0]} image features",
-            )
+        if problem := image_problem(pair, image.shape[0], image_token):
+            raise problem
+
+
+def image_problem(pair: EncodedPair, features: int, image_token: int) -> UnusablePair | None:
+    """What is wrong where a prompt has not as many image tokens as its image has features."""
+    tokens = int((pair.prompt_P == image_token).sum())
+    if tokens == features:
+        return None
+    detail = f"{tokens} image tokens for {features} image features"
+    return UnusablePair(pair.pair.row_id, SetAside.IMAGE_TOKENS, detail)
+
+
+def feature_counts(model: Model, pairs: Sequence[EncodedPair]) -> tuple[Tensor]:
+    """How many features each image has, by the vision tower alone; of no image where the model cannot tell so."""
+    backbone = getattr(model, model.base_model_prefix)
+    if "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters:
+        return (torch.empty(0, dtype=torch.long),)
+    embeddings = model.get_input_embeddings().weight
+    images = gather_images(pairs, embeddings.device, embeddings.dtype)
+    features = backbone.get_image_features(**images, return_dict=True).pooler_output
+    counts = [image.shape[0] for image in features] if len(features) == len(pairs) else []
+    return (torch.tensor(counts, dtype=torch.long),)
 
 
 def gather_images(

@@ -15,9 +15,9 @@ from typing import Any
 
 from sima_ray.records import PreferencePair
 from sima_ray.tuning.choice import TOLERANCES
-from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair
+from sima_ray.tuning.dataset import EncodedPair, Kind, PairEncoder, UnusablePair, kind_of
 from sima_ray.tuning.forward import PairForward, base_of
-from sima_ray.tuning.reference import Given, Reference, reference_of, score
+from sima_ray.tuning.reference import Given, Reference, Scores, each_alone, reference_of
 
 SAMPLE = 16
 """Pairs that are computed, too, before any is believed."""
@@ -28,9 +28,6 @@ LOOKED_AT = 64
 MARGIN = 0.1
 """How far generated references may move the margins of the sample (DPO's, beta and all; root mean square).
 Rounding moves them by a hundredth; a policy that is a round older or younger, by about one."""
-
-
-Kind = tuple[tuple[str, tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +60,6 @@ class Taken:
         return came_with(pair) if kind_of(pair) in self.kinds else None
 
 
-def kind_of(pair: EncodedPair) -> Kind:
-    """What the number of an image's features depends on: shapes, and sizes that are among the inputs."""
-    return tuple(
-        (name, tuple(tensor.flatten().tolist()) if tensor.numel() < 8 else tuple(tensor.shape))
-        for name, tensor in sorted(pair.image_inputs.items())
-    )
-
-
 def came_with(pair: EncodedPair) -> tuple[float, float] | None:
     """The log-probabilities of (chosen, rejected) that a pair came with, in nats.
 
@@ -96,6 +85,7 @@ def believe(
     rank: int = 0,
     world: int = 1,
     gather: Callable[[list[Any]], list[Any]] = list,
+    scores: Scores = each_alone,
 ) -> Believed:
     """Compute a sample of the log-probabilities that came with the pairs, and believe all or none.
 
@@ -113,9 +103,14 @@ def believe(
         batch_size: Pairs a forward pass.
         rank, world: This worker, and how many there are.
         gather: The lists of all workers, joined.
+        scores: How batches are scored.
     """
     drawn = sample(pairs, seed)
-    found = gather(_distances(model, forward, encoder, drawn[rank::world], batch_size, world))
+    ready = list(islice(_fitting(encoder, drawn[rank::world]), -(-SAMPLE // world)))
+    batches = (ready[start : start + batch_size] for start in range(0, len(ready), batch_size))
+    with reference_of(model) as bare:
+        computed = list(scores(bare, forward, batches))
+    found = gather(_distances(ready, computed))
     if not drawn:
         return Believed(note="no pair came with the log-probabilities of its responses")
     if not found:
@@ -146,22 +141,14 @@ def sample(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
 
 
 def _distances(
-    model: Any,
-    forward: PairForward,
-    encoder: PairEncoder,
-    pairs: Sequence[PreferencePair],
-    batch_size: int,
-    world: int,
+    pairs: Sequence[EncodedPair], computed: Sequence[Reference]
 ) -> list[tuple[float, float, str, Kind]]:
-    """Of this worker's part of the sample: the distance a token, what the margin is moved by, id and kind."""
-    ready = list(islice(_fitting(encoder, pairs), -(-SAMPLE // world)))
-    fitting = {pair.pair.row_id: pair for pair in ready}
+    """Of pairs of the sample: the distance a token, what the margin is moved by, id and kind."""
+    fitting = {pair.pair.row_id: pair for pair in pairs}
     found: list[tuple[float, float, str, Kind]] = []
-    with reference_of(model) as bare:
-        for start in range(0, len(ready), batch_size):
-            for computed in score(bare, forward, ready[start : start + batch_size]):
-                pair = fitting[computed.row_id]
-                found.append((*_apart(pair, computed), computed.row_id, kind_of(pair)))
+    for reference in computed:
+        pair = fitting[reference.row_id]
+        found.append((*_apart(pair, reference), reference.row_id, kind_of(pair)))
     return found
 
 

@@ -18,7 +18,7 @@ from pyarrow.fs import FileType
 from sima_ray.data.locations import open_location
 from sima_ray.records import PreferencePair
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, SetAside, UnusablePair
-from sima_ray.tuning.forward import PairForward, base_of
+from sima_ray.tuning.forward import PairForward, PairLogps, base_of
 
 SCHEMA = pa.schema(
     [
@@ -62,6 +62,9 @@ class Reference:
     generated: bool = False
 
 
+Scores = Callable[[Any, PairForward, Iterator[list[EncodedPair]]], Iterable[Reference]]
+"""Scores batches with a model that is the reference: `each_alone`, or all workers together."""
+
 Given = Callable[[EncodedPair], tuple[float, float] | None]
 """The log-probabilities of a pair's chosen and rejected response, where they need not be computed."""
 
@@ -102,6 +105,26 @@ class ReferenceFile:
         filesystem.move(f"{path}.part", path)
 
 
+def each_alone(
+    model: Any, forward: PairForward, batches: Iterable[list[EncodedPair]]
+) -> Iterator[Reference]:
+    """Score batches; a pair that spoils one is set aside, and the others are scored without it."""
+    for batch in batches:
+        yield from _score(model, forward, batch)
+
+
+def scored(batch: Sequence[EncodedPair], logps: PairLogps) -> Iterator[Reference]:
+    """The references of pairs of which these are the log-probabilities."""
+    scores = zip(batch, logps.chosen_B.tolist(), logps.rejected_B.tolist(), strict=True)
+    for pair, chosen, rejected in scores:
+        yield _scored(pair, chosen, rejected)
+
+
+def aside(problem: UnusablePair) -> Reference:
+    """The reference of a pair that is set aside."""
+    return Reference(problem.row_id, set_aside=problem.reason, detail=problem.detail)
+
+
 def reference_pass(
     model: Any,
     forward: PairForward,
@@ -116,6 +139,7 @@ def reference_pass(
     gather: Callable[[list[Any]], list[Any]] = list,
     on_progress: Callable[[int, int], None] | None = None,
     given: Given | None = None,
+    scores: Scores = each_alone,
 ) -> dict[str, Reference]:
     """References of all pairs: those in the file, and the rest computed, each worker its share.
 
@@ -131,6 +155,7 @@ def reference_pass(
         gather: The lists of all workers, joined.
         on_progress: Told how many pairs are done, of how many.
         given: What is taken before a pair is scored; without it the file's are taken where they were computed.
+        scores: How batches are scored.
     """
     stored = file.read()
     if given is None:
@@ -139,9 +164,10 @@ def reference_pass(
     with reference_of(model) as bare:
         for start in range(0, len(todo), CHUNK):
             share = todo[start : start + CHUNK][rank::world]
-            ready = _encoded(encoder, share)
-            found = list(_references(bare, forward, ready, batch_size, budget, given))
-            known |= {reference.row_id: reference for reference in gather(found)}
+            found: list[Reference] = []
+            batches = _batches(_encoded(encoder, share), batch_size, budget, given, found)
+            computed = list(scores(bare, forward, batches))
+            known |= {reference.row_id: reference for reference in gather(found + computed)}
             if rank == 0:
                 file.write(known)
             if on_progress:
@@ -155,21 +181,6 @@ def reference_of(model: Any) -> Iterator[Any]:
     adapters_off = getattr(model, "disable_adapter", nullcontext)
     with torch.no_grad(), adapters_off():
         yield base_of(model)
-
-
-def score(model: Any, forward: PairForward, batch: Sequence[EncodedPair]) -> Iterator[Reference]:
-    """Score a batch; a pair that spoils it is set aside, and the others are scored without it."""
-    try:
-        logps = forward(model, batch)
-    except UnusablePair as problem:
-        yield _aside(problem)
-        rest = [pair for pair in batch if pair.pair.row_id != problem.row_id]
-        if rest:
-            yield from score(model, forward, rest)
-        return
-    scores = zip(batch, logps.chosen_B.tolist(), logps.rejected_B.tolist(), strict=True)
-    for pair, chosen, rejected in scores:
-        yield _scored(pair, chosen, rejected)
 
 
 def usable(
@@ -217,30 +228,42 @@ def _encoded(
         try:
             yield encoder.encode(pair)
         except UnusablePair as problem:
-            yield _aside(problem)
+            yield aside(problem)
 
 
-def _references(
-    model: Any,
-    forward: PairForward,
+def _score(model: Any, forward: PairForward, batch: list[EncodedPair]) -> Iterator[Reference]:
+    try:
+        logps = forward(model, batch)
+    except UnusablePair as problem:
+        yield aside(problem)
+        rest = [pair for pair in batch if pair.pair.row_id != problem.row_id]
+        if rest:
+            yield from _score(model, forward, rest)
+        return
+    yield from scored(batch, logps)
+
+
+def _batches(
     pairs: Iterable[EncodedPair | Reference],
     batch_size: int,
     budget: int | None,
     given: Given | None,
-) -> Iterator[Reference]:
+    found: list[Reference],
+) -> Iterator[list[EncodedPair]]:
+    """The pairs to be scored, as many at a time as may be; the references of the others go to `found`."""
     batch: list[EncodedPair] = []
     for pair in pairs:
         if isinstance(pair, Reference):
-            yield pair
+            found.append(pair)
         elif given and (logps := given(pair)):
-            yield _scored(pair, *logps, generated=True)
+            found.append(_scored(pair, *logps, generated=True))
         else:
             if batch and not _fits([*batch, pair], batch_size, budget):
-                yield from score(model, forward, batch)
+                yield batch
                 batch = []
             batch.append(pair)
     if batch:
-        yield from score(model, forward, batch)
+        yield batch
 
 
 def _fits(batch: Sequence[EncodedPair], batch_size: int, budget: int | None) -> bool:
@@ -256,7 +279,7 @@ def _scored(
     for side, logp in (("chosen", chosen), ("rejected", rejected)):
         if not math.isfinite(logp):
             detail = f"the reference's log-probability of the {side} response is {logp}"
-            return _aside(UnusablePair(pair.pair.row_id, SetAside.BAD_REFERENCE, detail))
+            return aside(UnusablePair(pair.pair.row_id, SetAside.BAD_REFERENCE, detail))
     return Reference(
         pair.pair.row_id,
         chosen,
@@ -266,7 +289,3 @@ def _scored(
         image_digest=pair.image_digest,
         generated=generated,
     )
-
-
-def _aside(problem: UnusablePair) -> Reference:
-    return Reference(problem.row_id, set_aside=problem.reason, detail=problem.detail)

@@ -97,7 +97,8 @@ def shared_logps(
     mark(model, mask, rows.read_M)
     hidden_BTD = last_hidden(model, pairs, rows.ids_BT, mask, positions, copies=1)
     logps_N = head_logps(
-        model.get_output_embeddings(),
+        # Past the module's hooks: ZeRO 3 asks that all workers call a module equally often.
+        model.get_output_embeddings().forward,
         hidden_BTD[rows.rows_N, rows.columns_N],
         rows.labels_N,
         MOST_LOGITS // model.config.get_text_config().vocab_size,

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
 
 from sima_ray.config import TrainingConfig
 from sima_ray.errors import TrainingError
@@ -19,15 +22,25 @@ from sima_ray.records import PreferencePair
 from sima_ray.tuning.attention import attention_of
 from sima_ray.tuning.batches import Ahead, Pairs, Read
 from sima_ray.tuning.checkpoints import load_state, save_state, write_adapter
-from sima_ray.tuning.choice import ForwardChoice, choose_forward
+from sima_ray.tuning.choice import choose_forward
 from sima_ray.tuning.dataset import EncodedPair, PairEncoder, UnusablePair, read_pairs
 from sima_ray.tuning.engine import device_of, gather_lists, start_engine
-from sima_ray.tuning.forward import PairForward, PairScorer, base_of, check_model
+from sima_ray.tuning.forward import PairForward, PairScorer, base_of, check_model, concatenated
 from sima_ray.tuning.generated import Believed, believe
 from sima_ray.tuning.heldout import evaluate
+from sima_ray.tuning.lockstep import Together, of_rank_0
 from sima_ray.tuning.lora import add_lora
-from sima_ray.tuning.reference import Reference, ReferenceFile, reference_pass, set_aside, usable
+from sima_ray.tuning.reference import (
+    Reference,
+    ReferenceFile,
+    Scores,
+    each_alone,
+    reference_pass,
+    set_aside,
+    usable,
+)
 from sima_ray.tuning.schedule import Schedule, deal, hold_out, micro_batches, share
+from sima_ray.tuning.sharding import gather_throughout, share_out
 from sima_ray.tuning.step import StepMetrics, learning_rate, train_step
 
 _FORWARDS_A_STEP = 3
@@ -78,7 +91,7 @@ class Tuner:
         forward: PairForward | None = None,
         on_reference: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Load the policy, add adapters, score all pairs with the reference, start the engine.
+        """Load the policy, add adapters, start the engine, score all pairs with the reference.
 
         Args:
             job: What is tuned on what.
@@ -94,25 +107,23 @@ class Tuner:
         self._job, self._rank, self._world = job, rank, world
         config = job.config
         pairs = read_pairs(job.pairs)
-        model, processor = load_policy(job.model, config.dtype, attention_for(config))
-        check_model(model)
-        self._encoder = PairEncoder(processor, job.images, config.max_tokens, context_length(model))
-        self.model = add_lora(model, config.lora, job.seed, train_projector=config.train_projector)
-        self.model.to(device_of(config))  # pyright: ignore[reportArgumentType]
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        choice = (
-            choose_forward(self.model, self._encoded(pairs), config.max_tokens)
-            if forward is None
-            else ForwardChoice(forward)
-        )
-        self.forward_note = choice.reason
-        self.attention = attention_of(base_of(self.model))
-        believed = self._believed(choice.forward, pairs)
+        self.model, processor = _load(job, rank, world)
+        base = base_of(self.model)
+        self._encoder = PairEncoder(processor, job.images, config.max_tokens, context_length(base))
+        self._scorer = PairScorer(self.model, forward or concatenated)
+        self._engine = start_engine(self._scorer, config, world)
+        self._engine.eval()
+        scores: Scores = each_alone
+        if _shared_out(config):
+            gather_throughout(self._scorer)
+            scores = Together(self._scorer, gather_lists)
+        self.forward_note = None if forward else self._choose(pairs)
+        self.attention = attention_of(base)
+        believed = self._believed(pairs, scores)
         self.reference_note = believed.note
         self._references = reference_pass(
             self.model,
-            choice.forward,
+            self._scorer.score,
             self._encoder,
             pairs,
             ReferenceFile(job.references, _reference_key(job, pairs)),
@@ -123,6 +134,7 @@ class Tuner:
             gather=gather_lists,
             on_progress=on_reference,
             given=believed.given,
+            scores=scores,
         )
         self.set_aside: list[Reference] = set_aside(pairs, self._references)
         good = usable(pairs, self._references)
@@ -146,7 +158,7 @@ class Tuner:
             lengths=self._pairs.widths,
         )
         self._ahead = Ahead(self._read)
-        self._engine = start_engine(PairScorer(self.model, choice.forward), config, world)
+        self._engine.train()
 
     @property
     def steps(self) -> int:
@@ -216,14 +228,28 @@ class Tuner:
         """Write the adapter as a PEFT folder, on rank 0; every worker must call this."""
         write_adapter(self._engine, self.model, folder, self._rank)
 
-    def _believed(self, forward: PairForward, pairs: list[PreferencePair]) -> Believed:
+    def _choose(self, pairs: list[PreferencePair]) -> str | None:
+        """Let pairs be scored as suits the model; why not with shared rows, where that is so."""
+        choice = choose_forward(
+            self.model,
+            of_rank_0(self._encoded(pairs), self._rank, gather_lists),
+            self._job.config.max_tokens,
+            run=self._scorer,
+            gather=gather_lists,
+        )
+        self._scorer.way = choice.forward
+        # What a trial that failed had gathered.
+        self._engine.empty_partition_cache()
+        return choice.reason
+
+    def _believed(self, pairs: list[PreferencePair], scores: Scores) -> Believed:
         """The references that need not be computed."""
         config = self._job.config
         if config.reference == "computed":
             return Believed()
         return believe(
             self.model,
-            forward,
+            self._scorer.score,
             self._encoder,
             pairs,
             seed=self._job.seed,
@@ -232,6 +258,7 @@ class Tuner:
             rank=self._rank,
             world=self._world,
             gather=gather_lists,
+            scores=scores,
         )
 
     def _encoded(self, pairs: list[PreferencePair]) -> Iterator[EncodedPair]:
@@ -254,6 +281,26 @@ class Tuner:
     def _seed(self, step: int, number: int) -> int:
         """Of a micro batch's dropout: of its place in the run alone, so that a resumed run draws the same."""
         return hash((self._job.seed, step, number, self._rank)) & 0x7FFFFFFF
+
+
+def _shared_out(config: TrainingConfig) -> bool:
+    """Whether no worker holds the weights whole."""
+    return config.zero_stage == 3
+
+
+def _load(job: TuningJob, rank: int, world: int) -> tuple[PeftModel, Any]:
+    """The policy with adapters, on this worker's device or as its share of it; and the processor."""
+    config, shared_out = job.config, _shared_out(job.config)
+    dtype = "auto" if shared_out else config.dtype
+    model, processor = load_policy(job.model, dtype, attention_for(config))
+    check_model(model)
+    if shared_out:
+        share_out(model, config, rank, world)
+    tuned = add_lora(model, config.lora, job.seed, train_projector=config.train_projector)
+    tuned.to(device_of(config))  # pyright: ignore[reportArgumentType]
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return tuned, processor
 
 
 def attention_for(config: TrainingConfig) -> str:

@@ -129,7 +129,8 @@ def test_a_finished_run_returns_at_once(two_workers: Finished, data: dict[str, A
 def test_held_out_pairs_are_evaluated_each_epoch(
     ray_cluster: None, data: dict[str, Any], tmp_path: Path
 ):
-    config = CONFIG.model_copy(update={"holdout": 0.3, "epochs": 2, "tokens_per_micro_batch": 1024})
+    settings = {"holdout": 0.3, "epochs": 2, "tokens_per_micro_batch": 1024, "zero_stage": 3}
+    config = CONFIG.model_copy(update=settings)
     finished = run(data, tmp_path / "evaluated", config)
     result = finished.result
     assert result.held_out > 0 and result.pairs + result.held_out == 22

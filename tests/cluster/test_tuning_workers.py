@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from easy_pairs import easy_pairs, write_pairs
 from safetensors.torch import load_file
+
+from sima_ray.records import PreferencePair
 
 WORKER = Path(__file__).parents[1] / "tuning_worker.py"
 pytestmark = pytest.mark.timeout(3600)  # a machine that is busy with something else is no failure
@@ -48,10 +52,13 @@ class Runs:
         self.model = model
         pairs = easy_pairs(self.images, 16)
         self.pairs = write_pairs(pairs, folder / "pairs.parquet")
+        self.references = folder / "float32-None.parquet"
 
     def job(self, name: str, *, load: str | None = None, **config: Any) -> dict[str, Any]:
         """One run of four steps, or of the last two, after a state that another run has saved."""
         references = f"{config.get('dtype', 'float32')}-{config.get('max_tokens')}.parquet"
+        if config["zero_stage"] == 3:  # which computes them in a way of its own
+            references = f"{name}.references"
         return {
             "job": {
                 "model": str(self.model),
@@ -72,6 +79,21 @@ class Runs:
         images = shutil.copytree(self.images, self.folder / "spoilt-images")
         fields = job["job"] | {"images": str(images)}
         return job | {"job": fields, "spoil_at": 1, "spoil": str(images / "0.png")}
+
+    def generated(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The same on pairs that come with what the run `whole` has computed of them, but for two."""
+        known = {row["row_id"]: row for row in pq.read_table(self.references).to_pylist()}
+        pairs: list[PreferencePair] = []
+        for pair in easy_pairs(self.images, 16):
+            texts = {"chosen": pair.chosen, "rejected": pair.rejected}
+            logps = {f"{side}_logp": known[pair.row_id][f"{side}_logp"] for side in texts}
+            # A token a byte, with a space before them, and the end.
+            tokens = {f"{side}_tokens": len(text) + 2 for side, text in texts.items()}
+            pairs.append(
+                pair if pair.row_id in ("r002", "r006") else replace(pair, **logps, **tokens)
+            )
+        path = write_pairs(pairs, self.folder / "generated.parquet")
+        return job | {"job": job["job"] | {"pairs": path}}
 
     def _state(self, name: str) -> Path:
         path = self.folder / f"{name}.state"
@@ -146,11 +168,18 @@ def runs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
                 for stage in (0, 1, 2, 3)
             ),
             runs.spoilt(job("spoilt", zero_stage=3)),
-            job("parted", zero_stage=3, gradient_checkpointing=True) | {"partition_all": True},
+            job("uneven", zero_stage=3) | {"uneven": True},
+            runs.generated(job("generated", zero_stage=3, reference="generated")),
+            job("parted", zero_stage=3, gradient_checkpointing=True) | {"as_if_large": True},
         ],
     )
     runs.start(1, [job("back", load="two", zero_stage=2)])
     return runs
+
+
+def taken(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps among what a worker wrote."""
+    return [line for line in lines if "step" in line]
 
 
 def same(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
@@ -160,12 +189,38 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance:
             assert a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance), (a, b)
 
 
-@pytest.mark.parametrize("name", ["two", "zero", "parted"])
+@pytest.mark.parametrize("name", ["two", "zero", "parted", "generated"])
 def test_any_number_of_workers_and_any_stage_does_the_same(runs: Runs, name: str):
     whole = runs.metrics("whole")
     assert len(whole) == STEPS
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.01
-    same(runs.metrics(name), whole, 1e-5)
+    same(taken(runs.metrics(name)), whole, 1e-5)
+
+
+def test_no_worker_holds_a_shared_model_whole(runs: Runs):
+    """Half of it; in a pass also what is gathered: for the module that computes, and those around it."""
+    for rank in (0, 1):
+        held = runs.metrics("parted", rank)[0]["held"]
+        half, whole = held["whole"] / 2, held["whole"]
+        assert 0.5 <= held["frozen"] < 0.51
+        assert half <= held["rest"] < half * 1.01
+        assert half < held["most"] < half + 2 * held["largest"] < whole
+
+
+def test_generated_references_are_believed_by_workers_that_share_a_model(runs: Runs):
+    for rank in (0, 1):
+        assert runs.metrics("generated", rank)[0] == {
+            "references": {"computed": 2, "generated": 14}
+        }
+
+
+def test_workers_with_unequal_shares_make_equally_many_passes(runs: Runs):
+    found = [runs.metrics("uneven", rank) for rank in (0, 1)]
+    assert found[0][0] == found[1][0]
+    odd = {f"r{i:03d}" for i in range(1, 16, 2)} | {"r004"}
+    assert set(found[0][0]["set_aside"]) == odd
+    same(taken(found[0]), taken(found[1]), 0)
+    assert len(taken(found[0])) == 2
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def counts(found: tuple[Asked, ...]) -> dict[str, int]:
 
 IN_THE_RESULTS = (
     *("llava-1.5-7b", "llava-1.5-7b-4x24gb", "llava-1.5-7b-1x80gb"),
-    *("llava-1.5-13b", "llava-1.5-13b-1x80gb"),
+    *("llava-1.5-13b", "llava-1.5-13b-1x80gb", "llava-1.5-13b-4x24gb"),
 )
 
 
