@@ -61,10 +61,11 @@ def test_replicas_that_stay_are_counted() -> None:
     def told(*settings: str) -> str:
         return how(hours("llava-1.5-7b", *settings), "evaluate")
 
-    # One process asks `concurrency` questions: what one replica's target takes.
-    assert "; 1 replica; 2 times" in told()
-    assert "; 2 replicas; 2 times" in told("policy.service.target_ongoing_requests=32")
-    assert "; 3 replicas; 2 times" in told("policy.service.min_replicas=3")
+    one = "generation.workers=1"
+    assert "; 8 replicas; 2 times" in told()  # questions of 8 × 64, which all replicas' targets take
+    assert "; 1 replica; 2 times" in told(one)
+    assert "; 2 replicas; 2 times" in told(one, "policy.service.target_ongoing_requests=32")
+    assert "; 3 replicas; 2 times" in told(one, "policy.service.min_replicas=3")
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
