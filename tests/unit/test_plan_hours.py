@@ -62,7 +62,9 @@ def test_replicas_that_stay_are_counted() -> None:
         return how(hours("llava-1.5-7b", *settings), "evaluate")
 
     one = "generation.workers=1"
-    assert "; 8 replicas; 2 times" in told()  # questions of 8 × 64, which all replicas' targets take
+    assert (
+        "; 8 replicas; 2 times" in told()
+    )  # questions of 8 × 64, which all replicas' targets take
     assert "; 1 replica; 2 times" in told(one)
     assert "; 2 replicas; 2 times" in told(one, "policy.service.target_ongoing_requests=32")
     assert "; 3 replicas; 2 times" in told(one, "policy.service.min_replicas=3")
