@@ -30,11 +30,11 @@ def deepen(policy: Path, layers: int, folder: Path) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(policy, folder)
     config: JsonDict = json.loads((policy / "config.json").read_text(encoding="utf-8"))
     own: int = config["text_config"]["num_hidden_layers"]
     if layers < own:
         raise ValueError(f"{policy} has {own} layers: it cannot be made {layers} deep")
+    shutil.copytree(policy, folder)
     weights = load_file(policy / "model.safetensors")
     for layer in range(own, layers):
         copied, added = LAYER.format(layer % own), LAYER.format(layer)

@@ -1,7 +1,12 @@
 """The preferences benchmark's pure parts: what a cache can have at best, by hand, and the figures."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from benchmarks.pipeline.depth import deepen
 from benchmarks.pipeline.figures import cache_share, figures, met, table
 from benchmarks.pipeline.layout import Best, Prompt, best
 from benchmarks.pipeline.trial import Trial
@@ -75,3 +80,15 @@ def test_a_layout_of_other_prompts_is_refused() -> None:
     other = repeat(1.0)["ours"].more | {"layout_tokens": 999}
     with pytest.raises(ValueError, match="999"):
         cache_share(other)
+
+
+def test_a_deeper_policy_answers_the_same(tiny_llava: Path, tmp_path: Path) -> None:
+    deeper = deepen(tiny_llava, 5, tmp_path / "deeper")
+    own, more = (AutoModelForImageTextToText.from_pretrained(f) for f in (tiny_llava, deeper))
+    assert own.config.text_config.num_hidden_layers == 2
+    assert more.num_parameters() > own.num_parameters()
+    ids = torch.randint(10, 200, (2, 12), generator=torch.manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(own(input_ids=ids).logits, more(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="has 5 layers"):
+        deepen(deeper, 4, tmp_path / "flatter")
