@@ -25,6 +25,8 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 USER 10001
 WORKDIR /home/sima
-ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token RAY_SERVE_PROXY_USE_GRPC=1
+# Serve's as `sima up` sets them: sima_ray/runtime/cluster.py says why.
+ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
+ENV RAY_SERVE_PROXY_USE_GRPC=1 RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=268435456
 # The token must be mounted or set (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH): without one Ray does not start.
 CMD ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray on loopback only, as `sima up` starts it (see sima_ray/runtime/cluster.py).
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
+os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(256 * 2**20))
 
 
 @pytest.fixture(scope="session")

@@ -208,8 +208,10 @@ def _gathering(config: RunConfig, model: Architecture, load: Workload) -> tuple[
     pairs = training.micro_batch_size
     if budget is not None:
         pairs = max(1, budget // (2 * (load.prompt + load.response)))
-    pairs = min(pairs, math.ceil(training.batch_size / workers))
-    passes = math.ceil(load.pairs / workers / pairs) * (2 * training.epochs + 1)
+    own = math.ceil(training.batch_size / workers)
+    pairs = min(pairs, own)
+    steps = math.ceil(load.pairs / training.batch_size) * training.epochs
+    passes = 2 * steps * math.ceil(own / pairs) + math.ceil(load.pairs / workers / pairs)
     size = model.parameters * (2 if training.dtype == "bfloat16" else 4) * (1 - 1 / workers)
     how = (
         f"; gathering weights: {passes:,} passes over {pairs} pair{'s' * (pairs > 1)} a worker, the reference "

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 INDEX_SUFFIX = ".index.json"
 _SAMPLE_BYTES = 1 << 16
+
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Of safetensors' names."""
 
 
 def check_policy(folder: str | Path) -> Path:
@@ -120,6 +125,22 @@ def weight_names(folder: str | Path) -> set[str]:
     return {
         name for file in weight_files(folder) for name in _header(file) if name != "__metadata__"
     }
+
+
+def stored_dtype(folder: str | Path) -> str:
+    """torch's name of the precision that most of a folder's weights are stored in; config.json may name another.
+
+    Raises:
+        ModelError: No floating-point weight there.
+    """
+    sizes: Counter[str] = Counter()
+    for file in weight_files(folder):
+        for name, entry in _header(file).items():
+            if name != "__metadata__" and entry["dtype"] in _FLOATS:
+                sizes[_FLOATS[entry["dtype"]]] += math.prod(entry["shape"])
+    if not sizes:
+        raise ModelError(f"{folder}: holds no floating-point weights (*.safetensors)")
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def fingerprint(folder: str | Path) -> str:

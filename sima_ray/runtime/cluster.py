@@ -23,10 +23,14 @@ from sima_ray.runtime.sockets import free_ports, is_free
 
 LOOPBACK = "127.0.0.1"
 
-SERVE = {"RAY_SERVE_PROXY_USE_GRPC": "1"}
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
+}
 """Of every process of a cluster: Serve's HTTP proxy calls replicas straight, and not through Ray's task machinery,
 which would cost the critic a quarter of its throughput (`benchmarks.load`). Calls through handles stay as they
 are: over gRPC a router learns a replica's queue at the end of a call only (Ray 2.60), and misplaces requests.
+An answer is one message, 4 MiB at most by Ray's default: a batch of critiques may be longer.
 """
 
 _START_TIMEOUT_S = 90.0
@@ -186,7 +190,7 @@ def _environment(token_file: str) -> dict[str, str]:
         # Ray turns 127.0.0.1 into the machine's outward address unless multi-node clusters are switched off,
         # which on Linux has no other effect than that.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        **SERVE,
+        **SERVE_ENVIRONMENT,
     }
 
 

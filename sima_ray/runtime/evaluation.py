@@ -173,9 +173,16 @@ def read_truth(
         DataError: Annotations that cannot be read.
     """
     annotated, named = read_json(instances), read_json(captions) if captions else None
-    truth = truth_from_coco(annotated, named, vocabulary)
-    names = [image["file_name"] for image in annotated["images"]]
-    return {image_key(name): truth[name] for name in names}
+    truth = {
+        image_key(name): objects
+        for name, objects in truth_from_coco(annotated, named, vocabulary).items()
+    }
+    # Captions may call an image by another release's name.
+    return {
+        key: truth[key]
+        for image in annotated["images"]
+        if (key := image_key(image["file_name"])) in truth
+    }
 
 
 def check_annotated(

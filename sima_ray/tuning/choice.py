@@ -140,6 +140,8 @@ def disagreement(
             logps_N, _ = run([pair], _shared_logps)
         if attention_of(model) == "flex_attention":
             _try_backward(model, pair, run)
+    except torch.OutOfMemoryError:
+        raise  # says nothing of the model; and where workers share weights, others wait for this one in the pass
     except _FAILURES as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     distance = (logps_N - plain_N).abs().mean().item()

@@ -17,7 +17,7 @@ from sima_ray.tuning.reference import Reference, aside, scored
 Gather = Callable[[list[Any]], list[Any]]
 
 
-class Together:
+class LockstepScores:
     """Scores batches on all workers, each its own; a `Scores`."""
 
     def __init__(self, scorer: PairScorer, gather: Gather) -> None:

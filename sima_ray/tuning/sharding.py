@@ -11,7 +11,7 @@ from sima_ray.tuning.forward import PairScorer, base_of
 from sima_ray.tuning.limits import MOST_REDUCED
 
 
-def share_out(model: Any, config: TrainingConfig, rank: int, world: int) -> None:
+def shard(model: Any, config: TrainingConfig, rank: int, world: int) -> None:
     """Leave each worker its part of every weight, and put the buffers on its device; every worker must call this.
 
     One weight is whole at a time, rank 0's: the others take their parts of that. The files behind the weights are

@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from sima_ray.config import TrainingConfig
 from sima_ray.errors import TrainingError
-from sima_ray.policy.checkpoint import context_length, fingerprint, load_policy
+from sima_ray.policy.checkpoint import context_length, fingerprint, load_policy, stored_dtype
 from sima_ray.records import PreferencePair
 from sima_ray.tuning.attention import attention_of
 from sima_ray.tuning.batches import Ahead, Pairs, Read
@@ -28,7 +28,7 @@ from sima_ray.tuning.engine import device_of, gather_lists, start_engine
 from sima_ray.tuning.forward import PairForward, PairScorer, base_of, check_model, concatenated
 from sima_ray.tuning.generated import Believed, believe
 from sima_ray.tuning.heldout import evaluate
-from sima_ray.tuning.lockstep import Together, of_rank_0
+from sima_ray.tuning.lockstep import LockstepScores, of_rank_0
 from sima_ray.tuning.lora import add_lora
 from sima_ray.tuning.reference import (
     Reference,
@@ -40,7 +40,7 @@ from sima_ray.tuning.reference import (
     usable,
 )
 from sima_ray.tuning.schedule import Schedule, deal, hold_out, micro_batches, share
-from sima_ray.tuning.sharding import gather_throughout, share_out
+from sima_ray.tuning.sharding import gather_throughout, shard
 from sima_ray.tuning.step import StepMetrics, learning_rate, train_step
 
 _FORWARDS_A_STEP = 3
@@ -114,9 +114,9 @@ class Tuner:
         self._engine = start_engine(self._scorer, config, world)
         self._engine.eval()
         scores: Scores = each_alone
-        if _shared_out(config):
+        if _is_sharded(config):
             gather_throughout(self._scorer)
-            scores = Together(self._scorer, gather_lists)
+            scores = LockstepScores(self._scorer, gather_lists)
         self.forward_note = None if forward else self._choose(pairs)
         self.attention = attention_of(base)
         believed = self._believed(pairs, scores)
@@ -283,19 +283,19 @@ class Tuner:
         return hash((self._job.seed, step, number, self._rank)) & 0x7FFFFFFF
 
 
-def _shared_out(config: TrainingConfig) -> bool:
+def _is_sharded(config: TrainingConfig) -> bool:
     """Whether no worker holds the weights whole."""
     return config.zero_stage == 3
 
 
 def _load(job: TuningJob, rank: int, world: int) -> tuple[PeftModel, Any]:
     """The policy with adapters, on this worker's device or as its share of it; and the processor."""
-    config, shared_out = job.config, _shared_out(job.config)
-    dtype = "auto" if shared_out else config.dtype
+    config, sharded = job.config, _is_sharded(job.config)
+    dtype = stored_dtype(job.model) if sharded else config.dtype
     model, processor = load_policy(job.model, dtype, attention_for(config))
     check_model(model)
-    if shared_out:
-        share_out(model, config, rank, world)
+    if sharded:
+        shard(model, config, rank, world)
     tuned = add_lora(model, config.lora, job.seed, train_projector=config.train_projector)
     tuned.to(device_of(config))  # pyright: ignore[reportArgumentType]
     if config.gradient_checkpointing:

@@ -32,6 +32,12 @@ class FakePolicy(Policy):
         images = [part for part in request["content"] if part["type"] == "image"]
         if "please refuse" in text:
             return {"error": "too long: the model reads at most 7 tokens"}
+        if "please go on" in text:
+            return {
+                "text": "on and on " * 60_000 + "Choice: [[1]]",
+                "tokens": 9,
+                "finish_reason": "stop",
+            }
         if "please fail" in text:
             raise RuntimeError("secret: the engine at 10.0.0.1 pid 42 died")
         if "Response 1:" not in text:
@@ -260,6 +266,14 @@ def test_what_the_policy_refuses_is_a_422_with_its_words(http: httpx.Client) -> 
     reply = http.post("/v1/critique", json=body("please refuse"))
     assert reply.status_code == 422
     assert error_of(reply)["message"] == "too long: the model reads at most 7 tokens"
+
+
+def test_a_long_answer_arrives(http: httpx.Client) -> None:
+    """Longer than the 4 MiB that Ray lets one message between its processes have."""
+    batch = {"cases": [body("please go on"), body("please go on"), body()]}
+    reply = http.post("/v1/critique/batch", json=batch)
+    assert reply.status_code == 200 and len(reply.content) > 4 * 2**20
+    assert len(reply.json()["results"]) == 3
 
 
 def test_a_policy_that_fails_is_a_503_without_its_words(http: httpx.Client) -> None:

@@ -11,8 +11,9 @@ from sima_ray.config import EvaluationConfig, RunConfig
 from sima_ray.data.benchmarks import image_key, read_questions
 from sima_ray.demo.world import World, build_world
 from sima_ray.errors import ConfigError, DataError, ServiceError
+from sima_ray.metrics.chair import default_vocabulary
 from sima_ray.ports import Completion, CompletionRequest, Policy
-from sima_ray.runtime.evaluation import captions_from_jsonl, error_counter, evaluate
+from sima_ray.runtime.evaluation import captions_from_jsonl, error_counter, evaluate, read_truth
 from sima_ray.runtime.progress import Stage
 
 SCENES = 12
@@ -146,3 +147,16 @@ def test_an_unknown_error_counter_is_a_config_error() -> None:
 )
 def test_all_names_of_an_image_have_one_key(name: str) -> None:
     assert image_key(name) == "000000000009.jpg"
+
+
+def test_instances_and_captions_of_two_releases_of_coco(tmp_path: Path) -> None:
+    """They call the same image by different names; one that the captions alone have is left out."""
+    instances, captions = tmp_path / "instances.json", tmp_path / "captions.json"
+    seen = {"images": [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}]}
+    boxes = {"annotations": [{"image_id": 42, "category_id": 18}]}
+    instances.write_text(json.dumps(seen | boxes | {"categories": [{"id": 18, "name": "dog"}]}))
+    more = [{"id": 42, "file_name": "000000000042.jpg"}, {"id": 7, "file_name": "000000000007.jpg"}]
+    said = [{"image_id": 42, "caption": "A cat."}, {"image_id": 7, "caption": "A bus."}]
+    captions.write_text(json.dumps({"images": more, "annotations": said}))
+    truth = read_truth(str(instances), str(captions), default_vocabulary())
+    assert truth == {"000000000042.jpg": {"dog", "cat"}}

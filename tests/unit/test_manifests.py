@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from sima_ray.runtime.cluster import SERVE
+from sima_ray.runtime.cluster import SERVE_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_images_copy_what_exists_and_run_unprivileged() -> None:
             for source in sources.split():
                 assert (ROOT / source).exists(), f"{file.name}: {source}"
         assert re.search(r"^USER \d+$", text, re.MULTILINE), file.name
-        for name, value in SERVE.items():
+        for name, value in SERVE_ENVIRONMENT.items():
             assert re.search(rf"^ENV .*\b{name}={value}\b", text, re.MULTILINE), file.name
 
 
