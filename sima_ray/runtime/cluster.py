@@ -33,7 +33,7 @@ are: over gRPC a router learns a replica's queue at the end of a call only (Ray 
 An answer is one message, 4 MiB at most by Ray's default: a batch of critiques may be longer.
 """
 
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
 
 
@@ -126,7 +126,7 @@ def start(cpus: int, gpus: int | None = None, port: int | None = None) -> LocalC
         port: The dashboard's port; None takes a free one.
 
     Raises:
-        ClusterError: The port is taken, or Ray does not start within 90 s.
+        ClusterError: The port is taken, or Ray does not start within 180 s.
     """
     if port is not None and not is_free(LOOPBACK, port):
         raise ClusterError(f"port {port} is in use: choose another, or leave it out for a free one")
