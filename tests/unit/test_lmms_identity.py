@@ -102,6 +102,25 @@ def test_figures_of_another_environment_are_not_reused(
     assert len(left(run, asked(variables=["NUM_IMAGE=2"]), monkeypatch)) == 4
 
 
+def test_figures_of_other_task_files_are_not_reused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tmp_path / "tasks"
+    (tasks / "deep").mkdir(parents=True)
+    (tasks / "mine.yaml").write_text("task: mine")
+    settings = asked(tasks=["mine"], include_path=str(tasks))
+    keep(run, settings)
+    (tasks / "data.jsonl").write_text("{}")
+    assert left(run, settings, monkeypatch) == []
+    for name in ("mine.yaml", "deep/code.py", "_default_template_yaml"):
+        (tasks / name).write_text("# another")
+        assert left(run, settings, monkeypatch) == [(0, "mine"), (1, "mine")], name
+        keep(run, settings)
+        assert left(run, settings, monkeypatch) == []
+    (tasks / "deep" / "code.py").rename(tasks / "deep" / "renamed.py")
+    assert len(left(run, settings, monkeypatch)) == 2
+
+
 def test_no_value_is_kept_in_clear() -> None:
     settings = asked(variables=["OPENAI_API_KEY", "HF_TOKEN", "OPENAI_API_URL"])
     ours = {"OPENAI_API_KEY": "sk-secret", "HF_TOKEN": "hf-secret", "OPENAI_API_URL": URL}
