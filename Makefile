@@ -59,4 +59,4 @@ lock:  ## resolve requirements/*.txt anew (needs uv)
 	@bash requirements/lock.sh
 
 clean:  ## remove .venv, .venv-lmms and caches; runs/ stays
-	rm -rf $(VENV) $(LMMS) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LMMS)* .pytest_cache .ruff_cache .hypothesis *.egg-info

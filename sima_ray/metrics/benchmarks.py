@@ -77,6 +77,11 @@ class TaskResult:
         )
 
     @property
+    def questions(self) -> list[tuple[Any, ...]]:
+        """What was asked: alike for two policies that are a pair."""
+        return [(s["doc_id"], s.get("input"), s.get("target")) for s in self.samples]
+
+    @property
     def failed_requests(self) -> int:
         """Questions without an answer."""
         return sum(any(map(_is_failure, _texts(sample))) for sample in self.samples)
@@ -150,7 +155,7 @@ def compare_task(
     Raises:
         DataError: The two were not asked the same questions.
     """
-    if [_question(s) for s in before.samples] != [_question(s) for s in after.samples]:
+    if before.questions != after.questions:
         raise DataError(
             f"{before.task}: the two policies were not asked the same questions "
             f"({len(before.samples)} and {len(after.samples)})"
@@ -303,7 +308,3 @@ def _not_judged(value: Any) -> bool:
         return False
     value = cast(dict[str, Any], value)
     return value.get("scores") == [-1, -1] or value.get("eval_model") in _NO_JUDGE
-
-
-def _question(sample: Sample) -> tuple[Any, ...]:
-    return sample["doc_id"], sample.get("input"), sample.get("target")

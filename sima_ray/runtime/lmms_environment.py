@@ -10,12 +10,16 @@ import shutil
 import site
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from sima_ray.errors import ClusterError
 from sima_ray.runtime.cluster import home
 
 _INSTALL_TIMEOUT_S = 900
+_ABANDONED_AFTER_S = 4 * _INSTALL_TIMEOUT_S
+"""Nobody makes an environment for so long: each of its two commands would have run out of time."""
 
 
 def default_folder(requirements: str) -> Path:
@@ -34,6 +38,7 @@ def prepare(folder: Path, requirements: str) -> Path:
         ClusterError: It cannot be made; says what pip said.
     """
     python, stamp = folder / "bin" / "python", _stamp(requirements)
+    _remove_abandoned(folder)  # also where one is ready: who was killed is usually followed at once
     if _is_ready(folder, stamp):
         return python
     # Under a name of its own: another job may be making the same environment now.
@@ -57,6 +62,15 @@ def prepare(folder: Path, requirements: str) -> Path:
 def _is_ready(folder: Path, stamp: str) -> bool:
     ready = folder / "ready"
     return ready.exists() and ready.read_text() == stamp and (folder / "bin" / "python").exists()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what jobs left that were killed while they made this environment."""
+    for part in folder.parent.glob(f"{folder.name}.*.part"):
+        # One that is gone or renamed meanwhile was another job's to remove or to finish.
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _make(part: Path, requirements: str) -> None:

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pyarrow import fs
@@ -33,10 +33,12 @@ from sima_ray.runtime.stages import PolicyService
 def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
     """Evaluate each round's policy on each task, keep lmms-eval's files, and write the table.
 
-    What was evaluated before, with the same weights and settings and without a failure, is not done again.
+    What was evaluated before, with the same weights and settings and without a failure, is not done again, unless
+    a task's rounds were then asked other questions.
 
     Raises:
-        ConfigError: No rounds are given, and none is merged; a task that lmms-eval does not know.
+        ConfigError: No rounds are given, and none is merged; `python` or `include_path` will not do; a task that
+            lmms-eval does not know.
         ModelError: A round without a policy.
         ServiceError: Requests, judgements or whole tasks failed: the table is there, and says which.
     """
@@ -44,11 +46,13 @@ def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
     for number in settings.rounds:
         check_policy(run.policy(number))
     wanted = [(number, task) for number in settings.rounds for task in settings.tasks]
-    kept = {key for key in wanted if _kept(run, settings, *key)}
+    # Before anything is evaluated: what is kept must not be taken for that of weights which came meanwhile.
+    identities = {key: identity(run, settings, *key) for key in wanted}
+    kept = _kept(run, identities)
     for number, task in sorted(kept):
         run.progress.say(f"{task:<12} done before · round {number}")
     failed: dict[Asked, str] = {}
-    if waiting := [key for key in wanted if key not in kept]:
+    if waiting := {key: identities[key] for key in wanted if key not in kept}:
         failed = _evaluate(run, settings, waiting)
     sides = {key: read_results(run, *key) for key in wanted if key not in failed}
     found = compare(settings, sides, failed, run.config.seed)
@@ -60,7 +64,7 @@ def run_lmms_eval(run: Run, settings: LmmsEval) -> Comparison:
     if found.problems:
         raise ServiceError(
             f"{len(found.problems)} of {len(wanted)} evaluations have no figures: the lines above say why; "
-            "the same command asks again what failed, and nothing else"
+            "the same command asks again what failed or has no pair, and nothing else"
         )
     return found
 
@@ -72,8 +76,12 @@ def _default_rounds(run: Run) -> list[int]:
     return [0, merged[-1]]
 
 
-def _evaluate(run: Run, settings: LmmsEval, waiting: Sequence[Asked]) -> dict[Asked, str]:
-    """Evaluate what is left, a round's tasks while its weights are served; why some could not be."""
+def _evaluate(run: Run, settings: LmmsEval, waiting: Mapping[Asked, JsonDict]) -> dict[Asked, str]:
+    """Evaluate what is left, a round's tasks while its weights are served; why some could not be.
+
+    Args:
+        waiting: What is left, and what to keep of each as its identity.
+    """
     python = settings.python
     if python is None:
         with run.progress.stage("environment") as stage:
@@ -88,10 +96,21 @@ def _evaluate(run: Run, settings: LmmsEval, waiting: Sequence[Asked]) -> dict[As
             if wrong is not None:
                 raise ConfigError(f"--tasks: {wrong.removeprefix('LookupError: ')}")
             url = None
-            for number, task in waiting:
+            for (number, task), its_identity in waiting.items():
                 service.ensure(number)
                 url = url or _open_door(run, service, token)
-                reason = _evaluate_task(run, settings, process, url, number, task)
+                order = {
+                    "task": task,
+                    "url": url,
+                    "model": "policy",
+                    "version": run.version(number),
+                    "limit": settings.limit,
+                    "max_tokens": most_tokens(run, settings),
+                    "concurrency": run.config.generation.in_flight,
+                    "retries": 1 + run.config.generation.retries,
+                    "include_path": settings.include_path,
+                }
+                reason = _evaluate_task(run, process, order, number, its_identity)
                 if reason is not None:
                     run.progress.say(f"  {task}, round {number}: {reason}")
                     failed[number, task] = reason
@@ -124,9 +143,10 @@ def _door(service: PolicyService) -> str:
 
 
 def _evaluate_task(
-    run: Run, settings: LmmsEval, process: LmmsProcess, url: str, number: int, task: str
+    run: Run, process: LmmsProcess, order: JsonDict, number: int, its_identity: JsonDict
 ) -> str | None:
     """Have lmms-eval evaluate one task and keep its files; why it could not, or None."""
+    task = order["task"]
     with (
         run.progress.stage(task) as stage,
         tempfile.TemporaryDirectory(prefix="sima-lmms-") as temporary,
@@ -135,24 +155,12 @@ def _evaluate_task(
         def show(what: str, done: int, of: int) -> None:
             stage.update(f"round {number} · {done:,}/{of:,} {what}")
 
-        order = {
-            "task": task,
-            "output": temporary,
-            "url": url,
-            "model": "policy",
-            "version": run.version(number),
-            "limit": settings.limit,
-            "max_tokens": most_tokens(run, settings),
-            "concurrency": run.config.generation.in_flight,
-            "retries": 1 + run.config.generation.retries,
-            "include_path": settings.include_path,
-        }
-        if (reason := process.order(order, show)) is not None:
+        if (reason := process.order(order | {"output": temporary}, show)) is not None:
             stage.result(f"round {number} · failed")
             return reason
         try:
             files = _sorted_out(Path(temporary))
-            _keep(run, number, task, files, {"settings": identity(run, settings, number, task)})
+            _keep(run, number, task, files, {"settings": its_identity})
             stage.result(f"round {number} · {_headline(read_results(run, number, task))}")
         except (ServiceError, DataError) as error:
             stage.result(f"round {number} · failed")
@@ -196,17 +204,39 @@ def _keep(run: Run, number: int, task: str, files: Path, marker: JsonDict) -> No
     )
 
 
-def _kept(run: Run, settings: LmmsEval, number: int, task: str) -> bool:
-    """Whether a task's figures are there, by these weights and settings, and nothing in them failed."""
+def _kept(run: Run, identities: Mapping[Asked, JsonDict]) -> set[Asked]:
+    """What is there by these weights and settings, without a failure, and with the same questions in all rounds.
+
+    Of a task whose rounds were asked other questions, none counts: which of them has today's is not known.
+    """
+    asked: dict[str, dict[Asked, JsonDict]] = {}
+    for key, its_identity in identities.items():
+        if (questions := _kept_questions(run, *key, its_identity)) is not None:
+            asked.setdefault(key[1], {})[key] = questions
+    kept: set[Asked] = set()
+    for task, rounds in asked.items():
+        first, *others = rounds.values()
+        if all(questions == first for questions in others):
+            kept.update(rounds)
+        else:
+            run.progress.say(
+                f"{task:<12} its rounds were asked other questions · all are asked anew"
+            )
+    return kept
+
+
+def _kept_questions(run: Run, number: int, task: str, its_identity: JsonDict) -> JsonDict | None:
+    """What a task's kept figures were asked, by part; None where there are none that may be used."""
     name = (f"round-{number}", FOLDER, task, "done.json")
-    if not run.folder.exists(*name):
-        return False
-    if run.folder.read_json(*name)["settings"] != identity(run, settings, number, task):
-        return False
+    if not run.folder.exists(*name) or run.folder.read_json(*name)["settings"] != its_identity:
+        return None
     try:
-        return not any(result.problem for result in read_results(run, number, task).values())
+        results = read_results(run, number, task)
     except DataError:
-        return False
+        return None
+    if any(result.problem for result in results.values()):
+        return None
+    return {part: result.questions for part, result in results.items()}
 
 
 def read_results(run: Run, number: int, task: str) -> dict[str, TaskResult]:

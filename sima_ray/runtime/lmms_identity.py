@@ -1,10 +1,13 @@
 """What a task's figures by lmms-eval depend on: kept beside them, so that no others are taken for them."""
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 from sima_ray.config.lmms import MOST_TOKENS, PRESETS, LmmsEval, is_secret
 from sima_ray.errors import ConfigError
@@ -38,22 +41,42 @@ for name in ["lmms_eval", *(re.match(r"[\\w.-]+", line)[0] for line in asked)]:
 """
 _TELL_TIMEOUT_S = 120
 
+_ASKS_OR_SCORES = re.compile(r"yaml$|\.py$")
+"""Files of a task; templates are called `_default_template_yaml` and the like."""
+
 
 def identity(run: Run, settings: LmmsEval, number: int, task: str) -> JsonDict:
     """What the figures of a task depend on, for the policy after `number` rounds.
 
     Raises:
-        ConfigError: `settings.python` has no lmms-eval.
+        ConfigError: `settings.python` has no lmms-eval; a file of `settings.include_path` cannot be read.
     """
     return {
         "task": task,
         "weights": fingerprint(run.policy(number)),
         "limit": settings.limit,
         "max_tokens": most_tokens(run, settings),
-        "include_path": settings.include_path,
+        "include_path": settings.include_path and own_tasks(settings.include_path),
         "variables": variables(settings, task, os.environ),
         "environment": environment(settings),
     }
+
+
+def own_tasks(folder: str) -> JsonDict:
+    """A folder of further tasks, and a digest of the files that say how they ask and score.
+
+    Raises:
+        ConfigError: One that cannot be read.
+    """
+    try:
+        contents = {
+            str(path.relative_to(folder)): _digest(path.read_bytes())
+            for path in sorted(Path(folder).rglob("*"))
+            if _ASKS_OR_SCORES.search(path.name) and path.is_file()
+        }
+    except OSError as error:
+        raise ConfigError(f"--include-path {folder}: cannot be read: {error}") from error
+    return {"path": folder, "files": _digest(json.dumps(contents))}
 
 
 def most_tokens(run: Run, settings: LmmsEval) -> int:
@@ -112,5 +135,6 @@ def _installed(python: str) -> str:
     return done.stdout
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(content: str | bytes) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -67,10 +67,8 @@ def compare(
                         seed=seed,
                     )
                 except DataError as error:
-                    folders = f"round-{first}/{FOLDER}/{task} and round-{number}/{FOLDER}/{task}"
                     found.problems[number, name] = (
-                        f"{str(error).removeprefix(f'{name}: ')}: remove {folders} of the run, and the same "
-                        "command evaluates both anew"
+                        f"{str(error).removeprefix(f'{name}: ')}: the same command asks every round anew"
                     )
     return found
 

@@ -16,7 +16,7 @@ import pytest
 from sima_ray.config import CriticConfig, ServiceConfig
 from sima_ray.ports import Policy
 
-PER_MINUTE, AT_ONCE, DEADLINE_S = 30, 3, 6.0
+PER_MINUTE, AT_ONCE, DEADLINE_S = 30, 3, 15.0
 NAMES = ("rate", "places", "other", "keeper", "replica", "gone", "late", "every", "batch")
 
 
@@ -158,7 +158,7 @@ def test_a_batch_counts_its_cases(url: str) -> None:
 
 def test_places_hold_over_both_replicas(url: str) -> None:
     kept(url)
-    found = Counter(reply.status_code for reply in at_once(url, "places", 8, "please wait 2"))
+    found = Counter(reply.status_code for reply in at_once(url, "places", 8, "please wait 5"))
     assert found == {200: AT_ONCE, 429: 8 - AT_ONCE}
     assert ask(url, "places").status_code == 200, "and are given back"
 
@@ -181,17 +181,18 @@ def test_the_keepers_death_turns_nobody_away(url: str) -> None:
 def test_a_client_that_goes_away_ends_the_work(url: str) -> None:
     begun, cancelled = counts()
     with pytest.raises(httpx.ReadTimeout):
-        ask(url, "gone", "please wait 5", timeout_s=1.5)
+        ask(url, "gone", "please wait 60", timeout_s=3)
     assert counts()[0] == begun + 2, "both orders had begun"
-    until(lambda: counts()[1] == cancelled + 2, timeout_s=3)  # before they would have ended
+    # Before the deadline would have ended them.
+    until(lambda: counts()[1] == cancelled + 2, timeout_s=DEADLINE_S - 5)
 
 
 def test_a_deadline_is_a_504_and_ends_the_work(url: str) -> None:
     _, cancelled = counts()
     start = time.monotonic()
-    reply = ask(url, "late", "please wait 60")
+    reply = ask(url, "late", "please wait 300", timeout_s=120)
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "timeout")
-    assert DEADLINE_S <= time.monotonic() - start < DEADLINE_S + 5
+    assert time.monotonic() - start >= DEADLINE_S  # far from the 300 s: `ask` gives up after 120
     until(lambda: counts()[1] == cancelled + 2)
 
 
@@ -212,8 +213,7 @@ def test_no_route_without_a_token(url: str, tokens: Path) -> None:
     assert statuses({}) == statuses({"Authorization": "Bearer wrong"}) == {401}
     assert 401 not in statuses(headers)
     tokens.write_text("\n".join(name for name in NAMES if name != "every"))
-    time.sleep(1.5)  # replicas look at the file once a second
-    assert statuses(headers) == {401}
+    until(lambda: statuses(headers) == {401})  # replicas look at the file once a second
     assert {httpx.get(f"{url}{path}").status_code for path in ("/healthz", "/readyz")} == {200}
     for method, path, status in (("head", "/v1/critique", 405), ("options", "/nowhere", 404)):
         reply = httpx.request(

@@ -168,7 +168,7 @@ def test_the_first_sampled_answer_is_fast(policy: Policy) -> None:
     """Warmed up before it was ready: no compilation, no lazy import is left for a caller."""
     start = time.monotonic()
     ask(policy, PROMPTS[1], temperature=0.8, top_p=0.9, seed=11)
-    assert time.monotonic() - start < 5  # 0.1 s on a quiet machine; a compilation takes 15 s
+    assert time.monotonic() - start < 12  # 0.1 s on a quiet machine; a compilation takes 15 s
 
 
 def test_seeds_repeat_and_differ(policy: Policy) -> None:

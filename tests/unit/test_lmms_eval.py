@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +183,8 @@ def test_other_questions_leave_the_rest_of_the_table() -> None:
     found = compare(SETTINGS, sides, {}, seed=0)
     assert [(row.task, row.change) for row in found.rows[1]] == [("u", 1.0)]
     assert found.problems == {
-        (
-            1,
-            "t",
-        ): "the two policies were not asked the same questions (2 and 3): remove round-0/lmms-eval/t and "
-        "round-1/lmms-eval/t of the run, and the same command evaluates both anew"
+        (1, "t"): "the two policies were not asked the same questions (2 and 3): "
+        "the same command asks every round anew"
     }
 
 
@@ -237,6 +236,43 @@ def test_an_environment_that_cannot_be_made_is_not_half_there(tmp_path: Path) ->
     with pytest.raises(ClusterError, match="cannot be made here"):
         prepare(tmp_path / "env", "no such requirement\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_jobs_left_of_an_environment_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a job that finds one ready; what another job may be making now stays."""
+
+    def run(*command: str) -> None:
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)
+            (Path(command[-1]) / "bin" / "python").touch()
+
+    def leave(age_s: float) -> Path:
+        part = tmp_path / f"env.{age_s:08.0f}.part"
+        (part / "lib").mkdir(parents=True)
+        os.utime(part, times=(time.time() - age_s, time.time() - age_s))
+        return part
+
+    monkeypatch.setattr(lmms_environment, "_run", run)
+    old, young, others = leave(7200), leave(900), tmp_path / "other.1.part"
+    others.mkdir()
+    os.utime(others, (0, 0))
+    for _ in range(2):
+        prepare(tmp_path / "env", "")
+        assert set(tmp_path.iterdir()) == {tmp_path / "env", young, others}
+        assert old == leave(7200)
+
+
+def test_clean_removes_what_is_left_of_environments_too() -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "clean"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert " .venv-lmms* " in done.stdout
 
 
 @pytest.mark.parametrize("other", ["ends first", "goes on", "is another's"])
