@@ -7,6 +7,10 @@
     single  transformers' `generate`, one request after another: greedy, sampled, then both orders, on a part of
             the same prompts; at the best of its settings
 
+The policy is the demo's, with layers added that change none of its answers (`benchmarks.pipeline.depth`): as it
+is, an engine's step is so short that what Ray and Data compute beside it on the same cores decides. `--config
+configs/demo.yaml --layers 6 --prompts 1200 --few 20` measures that.
+
 Each runs in a fresh process a repeat, in an order that turns. Starting engines and loading weights is not timed,
 nor is deploying ours. Ours is charged the start of Ray Data and of its workers, reading prompts and images, and
 writing. Raw and single are charged decoding images and rendering prompts, and get both for nothing beyond that:

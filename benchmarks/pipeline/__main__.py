@@ -15,6 +15,7 @@ from benchmarks import pipeline
 from benchmarks.pipeline.figures import figures, table
 from benchmarks.pipeline.trial import CONTENDERS, Trial
 from benchmarks.pipeline.work import Work
+from sima_ray.config import RunConfig
 from sima_ray.ports import JsonDict
 
 PACKAGES = ("sima-ray", "ray", "torch", "transformers")
@@ -46,13 +47,14 @@ def _parser() -> argparse.ArgumentParser:
         description=pipeline.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
-    parser.add_argument("--prompts", type=int, default=1200, help="of the demo's world")
-    parser.add_argument("--few", type=int, default=20, help="of them, one at a time")
+    parser.add_argument("--config", type=Path, default=Path("benchmarks/pipeline/deep.yaml"))
+    parser.add_argument("--prompts", type=int, default=800, help="of the demo's world")
+    parser.add_argument("--few", type=int, default=8, help="of them, one at a time")
     parser.add_argument(
         "--layers",
         type=int,
-        help="make the policy so deep; it answers the same (default: as it is)",
+        default=64,
+        help="of the policy; the demo's has 6 and answers the same",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -78,7 +80,9 @@ def _benchmark(options: argparse.Namespace, folder: Path) -> JsonDict:
             "config": str(options.config),
             **{name: getattr(options, name) for name in ("prompts", "few", "layers", "repeats")},
             "used": _relative(
-                work.run.model_dump(mode="json", include={"policy", "generation", "critic", "seed"})
+                RunConfig.load(options.config).model_dump(
+                    mode="json", include={"policy", "generation", "critic", "seed"}
+                )
             ),
         },
         "versions": versions(),

@@ -27,21 +27,19 @@ class Work:
         config: The run config's file.
         prompts: Timed.
         few: Of them, for a contender that takes long.
-        layers: Of the policy's language model; None for its own.
+        layers: Of the policy's language model, its own or more.
     """
 
     folder: Path
     config: Path
     prompts: int
     few: int
-    layers: int | None = None
+    layers: int
 
     @property
     def run(self) -> RunConfig:
         """The run config, with the policy that is measured; its prompts aside."""
         run = RunConfig.load(self.config)
-        if self.layers is None:
-            return run
         policy = run.policy.model_copy(update={"model": str(self.folder / "policy")})
         return run.model_copy(update={"policy": policy})
 
@@ -62,10 +60,8 @@ class Work:
 
         build_world(self.folder / "timed", "train", self.prompts, SEED)
         build_world(self.folder / "warm", "train", WARM, SEED + 1)
-        if self.layers is not None:
-            deepen(
-                Path(RunConfig.load(self.config).policy.model), self.layers, self.folder / "policy"
-            )
+        own = Path(RunConfig.load(self.config).policy.model)
+        deepen(own, self.layers, self.folder / "policy")
         described = asdict(self) | {"folder": str(self.folder), "config": str(self.config)}
         (self.folder / "work.json").write_text(json.dumps(described), encoding="utf-8")
 
