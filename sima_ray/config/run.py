@@ -48,8 +48,13 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_beginning(self) -> Self:
-        if (self.prompts is None) == (self.pairs is None):
+        if self.prompts is None and self.pairs is None:
             raise ValueError("give prompts, or pairs in their place: one of the two is required")
+        if self.prompts is not None and self.pairs is not None:
+            raise ValueError(
+                "both prompts and pairs are given: for a run on pairs write `prompts: null` where a config that "
+                "is extended has them"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,8 +73,14 @@ def draw_prompts(locations: Iterable[str], output: str, *, count: int | None, se
         seed: Of the order.
 
     Raises:
-        DataError: A file that cannot be read or is no JSON; no prompt in any of them.
+        DataError: A file that cannot be read or is no JSON; no prompt in any of them; one that is the output.
     """
+    locations = list(locations)
+    for location in locations:
+        if Path(location).exists() and Path(location).resolve() == Path(output).resolve():
+            raise DataError(
+                f"{location}: would be overwritten by its own draw: write to another file"
+            )
     sources: list[Source] = []
     problems: list[str] = []
     prompts: dict[bytes, str] = {}

@@ -274,6 +274,11 @@ def connect(target: Target) -> Any:
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
         return client
     except Exception as error:
+        if "Unauthorized" in str(error):
+            raise ClusterError(
+                f"{target.address}: the cluster wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+                "(or RAY_AUTH_TOKEN_PATH, a file with it)"
+            ) from error
         raise ClusterError(
             f"{target.address}: no Ray cluster answers: {one_line(error)}"
         ) from error

@@ -49,7 +49,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("training.lora.rank", 8, "training.lora.rank: unknown key"),
         ("policy.engine.gpus", 1, "policy.engine.gpus: unknown key"),
         ("data.prompts", None, "data: give prompts, or pairs in their place: one of the two"),
-        ("data.pairs", "p.parquet", "data: give prompts, or pairs in their place: one of the two"),
+        ("data.pairs", "p.parquet", "data: both prompts and pairs are given"),
         ("name", None, "name: is required"),
         ("evaluation.images", "x", "evaluation: nothing to evaluate: give prompts, images"),
         (

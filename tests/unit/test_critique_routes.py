@@ -66,7 +66,7 @@ async def test_swapped_responses_mirror_the_report_exactly() -> None:
     """Pairs drawn at random, with a critic that has no symmetry of its own; every one of them."""
     draw = random.Random(5)
     pairs = [(draw.random(), draw.random()) for _ in range(600)]
-    async with client(Noisy(), max_ongoing_requests=600) as http:
+    async with client(Noisy(), max_ongoing_requests=600, request_timeout_s=120) as http:
         there = await asyncio.gather(*(judge(http, case(a, b)) for a, b in pairs))
         back = await asyncio.gather(*(judge(http, case(b, a)) for a, b in pairs))
     for one, other in zip(there, back, strict=True):

@@ -136,6 +136,14 @@ def test_a_file_without_a_prompt_leaves_what_was_there(tmp_path: Path, text: str
     assert output.read_text() == "before"
 
 
+def test_no_file_is_overwritten_by_its_own_draw(tmp_path: Path) -> None:
+    source = write(tmp_path / "prompts.jsonl", [record(1), record(2)])
+    before = Path(source).read_bytes()
+    with pytest.raises(DataError, match=r"prompts\.jsonl: would be overwritten"):
+        draw_prompts([source], f"{tmp_path}/./prompts.jsonl", count=1, seed=0)
+    assert Path(source).read_bytes() == before
+
+
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "image.json").write_bytes(b"\xff\xd8\xff")
     for name, words in (("nowhere.json", "cannot be read"), ("image.json", "not UTF-8 at byte 0")):
