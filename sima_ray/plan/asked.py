@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from sima_ray.config import EvaluationConfig
-from sima_ray.config.evaluation import SuiteName
+from sima_ray.config.evaluation import HalBenchConfig, MMHalConfig, SuiteName
 from sima_ray.data import benchmarks
 
 YES_NO = 5
@@ -99,19 +99,25 @@ def _amber(settings: EvaluationConfig, response: int) -> Iterator[Asked]:
 
 
 def _halbench(settings: EvaluationConfig, response: int) -> Iterator[Asked]:
-    section = settings.halbench
-    assert section is not None, "Object HalBench has a section"
-    read = partial(benchmarks.read_halbench, section.questions)
-    answer = min(response, section.max_tokens)
-    yield _counted("halbench", [section.questions], read, HALBENCH, section.limit, answer)
+    assert settings.halbench is not None, "Object HalBench has a section"
+    yield _one_file("halbench", settings.halbench, benchmarks.read_halbench, HALBENCH, response)
 
 
 def _mmhal(settings: EvaluationConfig, response: int) -> Iterator[Asked]:
-    section = settings.mmhal
-    assert section is not None, "MMHal-Bench has a section"
-    read = partial(benchmarks.read_mmhal, section.questions)
-    answer = min(response, section.max_tokens)
-    yield _counted("mmhal", [section.questions], read, MMHAL, section.limit, answer)
+    assert settings.mmhal is not None, "MMHal-Bench has a section"
+    yield _one_file("mmhal", settings.mmhal, benchmarks.read_mmhal, MMHAL, response)
+
+
+def _one_file(
+    suite: SuiteName,
+    section: HalBenchConfig | MMHalConfig,
+    read: Callable[[str], Sized],
+    published: int,
+    response: int,
+) -> Asked:
+    """Of a suite whose questions are one file."""
+    file, answer = section.questions, min(response, section.max_tokens)
+    return _counted(suite, [file], partial(read, file), published, section.limit, answer)
 
 
 def _mementos(settings: EvaluationConfig, response: int) -> Iterator[Asked]:
