@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sima_ray.runtime.cluster import SERVE_ENVIRONMENT  # imports no ray
+
 # Before ray, torch or transformers are imported anywhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -15,8 +17,8 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray on loopback only, as `sima up` starts it (see sima_ray/runtime/cluster.py).
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
-os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(256 * 2**20))
+for name, value in SERVE_ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="session")
