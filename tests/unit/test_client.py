@@ -42,7 +42,7 @@ class FakeHandle:
 
 
 def policy(handle: FakeHandle, retries: int = 2) -> HandlePolicy:
-    return HandlePolicy(retries=retries, timeout_s=0.05, handle=cast(Any, handle))
+    return HandlePolicy(retries=retries, timeout_s=0.5, handle=cast(Any, handle))
 
 
 @pytest.fixture(autouse=True)

@@ -225,7 +225,7 @@ def test_too_many_failures_fail_the_suite_and_cost_nothing_twice(
 ) -> None:
     judge.answer = lambda prompt: drips if "case 3" in prompt else verdict(prompt)
     changes: dict[str, Any] = config.model_dump(mode="json")["evaluation"]["judge"]
-    run = open_run(config, judge=changes | {"timeout_s": 0.2})
+    run = open_run(config, judge=changes | {"timeout_s": 2.0})
     service = TableService(answer)
     with pytest.raises(ServiceError, match=r"1 of 4 questions \(1 timeout\), over the 2\.0%"):
         evaluate(run, 0, service, ["mmhal"])
