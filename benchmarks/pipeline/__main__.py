@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, default=Path("benchmarks/pipeline/deep.yaml"))
     parser.add_argument("--prompts", type=int, default=800, help="of the demo's world")
-    parser.add_argument("--few", type=int, default=8, help="of them, one at a time")
+    parser.add_argument("--few", type=int, default=32, help="of them, evenly drawn, one at a time")
     parser.add_argument(
         "--layers",
         type=int,
@@ -105,7 +105,7 @@ def _best_setting(name: str, work: Work) -> JsonDict:
     else:
         from benchmarks.pipeline.by_single import SETTINGS
 
-        few, more = max(1, work.few // 5), {}
+        few, more = max(1, work.few // 8), {}
     tried = [(_trial(name, work, setting | {"few": few}), setting) for setting in SETTINGS]
     _, chosen = max(tried, key=lambda found: found[0].rate)
     return chosen | more

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from benchmarks.pipeline.trial import Trial
-from benchmarks.pipeline.work import Requests, Work, image_of, read_rows, requests_of
+from benchmarks.pipeline.work import Requests, Work, evenly, image_of, read_rows, requests_of
 from sima_ray.ports import CompletionRequest, JsonDict
 
 SETTINGS: list[JsonDict] = [
@@ -16,8 +16,9 @@ SETTINGS: list[JsonDict] = [
 
 
 def measure(work: Work, setting: JsonDict) -> Trial:
-    """The first few rows' requests, one after another."""
-    asked = requests_of(work, read_rows(work.rows)[: setting.get("few", work.few)])
+    """A few rows' requests, one after another."""
+    rows = evenly(read_rows(work.rows), setting.get("few", work.few))
+    asked = requests_of(work, rows)
     model = Model(work, setting)
     model.ask(asked[0])
     begun = time.perf_counter()

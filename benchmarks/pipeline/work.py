@@ -3,13 +3,16 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from benchmarks.pipeline.depth import deepen
 from sima_ray.config import DataConfig, RunConfig
 from sima_ray.ports import Completion, CompletionRequest, JsonDict, Policy
+
+T = TypeVar("T")
 
 SEED = 21
 """Of the scenes: those that the demo draws, which the policy was not made from."""
@@ -88,6 +91,13 @@ def read_rows(folder: str) -> list[JsonDict]:
 
     rows = [row for file in committed_files(folder) for row in pq.read_table(file).to_pylist()]
     return sorted(rows, key=lambda row: row["row_id"])
+
+
+def evenly(rows: Sequence[T], few: int) -> list[T]:
+    """So many of them, at even distances: rows differ by ten times in what they take, so that the first
+    few would stand for the others badly."""
+    few = min(few, len(rows))
+    return [rows[(2 * k + 1) * len(rows) // (2 * few)] for k in range(few)]
 
 
 def requests_of(work: Work, rows: list[JsonDict]) -> list[Requests]:

@@ -26,11 +26,14 @@ LOOPBACK = "127.0.0.1"
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 """Of every process of a cluster: Serve's HTTP proxy calls replicas straight, and not through Ray's task machinery,
 which would cost the critic a quarter of its throughput (`benchmarks.load`). Calls through handles stay as they
 are: over gRPC a router learns a replica's queue at the end of a call only (Ray 2.60), and misplaces requests.
 An answer is one message, 4 MiB at most by Ray's default: a batch of critiques may be longer.
+A proxy that is not up in three times this long is ended, and with it what waits for it: a busy machine takes more
+than Ray's three times 5 s.
 """
 
 _START_TIMEOUT_S = 180.0

@@ -10,6 +10,7 @@ from benchmarks.pipeline.depth import deepen
 from benchmarks.pipeline.figures import cache_share, figures, met, table
 from benchmarks.pipeline.layout import Best, Prompt, best
 from benchmarks.pipeline.trial import Trial
+from benchmarks.pipeline.work import evenly
 from sima_ray.ports import JsonDict
 
 IMAGE = 99
@@ -92,3 +93,10 @@ def test_a_deeper_policy_answers_the_same(tiny_llava: Path, tmp_path: Path) -> N
         assert torch.equal(own(input_ids=ids).logits, more(input_ids=ids).logits)
     with pytest.raises(ValueError, match="has 5 layers"):
         deepen(deeper, 4, tmp_path / "flatter")
+
+
+@pytest.mark.parametrize("few", [1, 3, 32, 800, 1000])
+def test_few_rows_are_evenly_drawn(few: int) -> None:
+    drawn = evenly(range(800), few)
+    assert len(set(drawn)) == min(few, 800)
+    assert drawn == sorted(drawn) and sum(drawn) / len(drawn) == pytest.approx(399.5, abs=1)
