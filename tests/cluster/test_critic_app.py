@@ -70,7 +70,7 @@ def url(ray_cluster: None) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def http(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(
-        base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30
+        base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120
     ) as client:
         yield client
 
@@ -300,7 +300,7 @@ def test_a_second_critic_under_a_prefix(url: str) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     sent: dict[str, Any] = {"data": form, "files": {"image": png()}}
     assert httpx.post(f"{other}/v1/critique", **sent).status_code == 401
-    judged = httpx.post(f"{other}/v1/critique", headers=headers, timeout=30, **sent).json()
+    judged = httpx.post(f"{other}/v1/critique", headers=headers, timeout=120, **sent).json()
     assert judged["winner"] == 2
     remove("critic-b")
     assert httpx.get(f"{url}/healthz").status_code == 200

@@ -80,7 +80,7 @@ async def test_the_client_and_the_command_ask_the_real_app(url: str, tmp_path: P
             env=os.environ | {"NO_COLOR": "1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
 

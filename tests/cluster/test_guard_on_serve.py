@@ -147,7 +147,7 @@ def test_a_batch_counts_its_cases(url: str) -> None:
         cases = [{"question": "?", "responses": ["a", "b"]}] * count
         headers = {"Authorization": "Bearer batch"}
         return httpx.post(
-            f"{url}/v1/critique/batch", json={"cases": cases}, headers=headers, timeout=30
+            f"{url}/v1/critique/batch", json={"cases": cases}, headers=headers, timeout=120
         )
 
     assert batch(PER_MINUTE + 1).status_code == 422, "could never pass"

@@ -69,7 +69,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.LocalClu
         patch.setenv("NO_COLOR", "1")
         # In a process of its own, as users start it: a cluster that is this process's child takes long to end.
         program = str(Path(sys.executable).parent / "sima")
-        subprocess.run([program, "up", f"--cpus={CPUS}", "--gpus=0"], check=True, timeout=120)
+        subprocess.run([program, "up", f"--cpus={CPUS}", "--gpus=0"], check=True, timeout=400)
         running = cluster.running()
         assert running
         try:
@@ -199,5 +199,5 @@ def _interrupted_logs(job: str) -> Done:
     assert process.stdout
     first = process.stdout.readline()  # it follows now
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=400)
     return Done(process.returncode, first + out, err)

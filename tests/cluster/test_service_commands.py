@@ -42,10 +42,10 @@ def sima(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sima]:
 
         def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
             command = [str(Path(sys.executable).parent / "sima"), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
 
         try:
-            subprocess.run([sys.executable, "-c", DEPLOY], env=environment, check=True, timeout=120)
+            subprocess.run([sys.executable, "-c", DEPLOY], env=environment, check=True, timeout=400)
             yield run
         finally:
             cluster.down()
