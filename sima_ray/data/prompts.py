@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sima_ray.config import DataConfig
 from sima_ray.data.locations import check_root, load_image, one_line, open_location
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict
 from sima_ray.records import PROMPT_FIELDS, ROW_SCHEMA, Quarantine
@@ -203,7 +203,7 @@ def read_index(index: str, *, bad: bool = False) -> Iterator[JsonDict]:
             for batch in file.iter_batches(ROWS_A_GROUP, columns=columns):
                 yield from (row for row in batch.to_pylist() if bool(row["quarantine"]) is bad)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{index}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{index}: cannot be read: {why(error)}") from error
 
 
 def check_images(
@@ -316,7 +316,7 @@ def _lines(config: DataConfig) -> Iterator[_Line]:
                 too_long = too_long or len(held) + len(rest) > limit
                 held = b"" if too_long else held + rest
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{config.prompts}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{config.prompts}: cannot be read: {why(error)}") from error
     if too_long or held.strip():
         yield _Line(number, held, too_long, False)
 

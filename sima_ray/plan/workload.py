@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from sima_ray.config import RunConfig
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
 from sima_ray.data.prompts import read_lines
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.plan.architecture import Architecture
 from sima_ray.plan.asked import Asked, asked
 
@@ -181,7 +181,7 @@ def _pairs(config: RunConfig, prompts: int, assume: Assumptions) -> int:
     try:
         found = pq.read_metadata(given).num_rows if Path(given).is_file() else PAPERS_PROMPTS
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{given}: cannot be read as Parquet: {error}") from error
+        raise DataError(f"{given}: cannot be read as Parquet: {why(error)}") from error
     return max(1, min(found, config.data.limit or found))
 
 

@@ -125,7 +125,23 @@ def test_validate_names_a_missing_model_and_prompts(config: Path, tmp_path: Path
 
 
 def test_report_of_no_run(tmp_path: Path) -> None:
-    assert_one_line(sima("report", str(tmp_path)), "summary.json")
+    done = sima("report", str(tmp_path))
+    assert_one_line(done, "summary.json: no finished run there (No such file or directory)")
+
+
+def test_a_file_that_is_missing_is_named_once_and_so_is_the_cause(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    (tmp_path / "one.json").write_text('[{"image": "a.png", "text": "?", "ground_truth": "b"}]')
+    for arguments, words in (
+        (("validate", "no.jsonl", "--no-images"), "no.jsonl: cannot be read: No such file"),
+        (("data", "images", "no.jsonl", "-o", "x"), "no.jsonl: cannot be read: No such file"),
+        (("data", "prompts", "no.json", "-o", "x"), "no.json: cannot be read: No such file"),
+        (("data", "prompts", "one.json", "-o", "taken/x"), "taken/x: cannot be written: "),
+    ):
+        done = sima(*arguments, cwd=tmp_path)
+        assert_one_line(done, words)
+        assert "rrno" not in done.stderr and done.stderr.count(words.split(":")[0]) == 1
 
 
 def test_evaluate_names_what_the_config_lacks(config: Path, tmp_path: Path) -> None:
