@@ -158,7 +158,9 @@ def take_pairs(
         try:
             return _place(image, images, max_pixels)
         except ImageProblem as problem:
-            return NoPair(SetAside(problem.reason.value), str(problem))
+            missing = problem.reason is Quarantine.MISSING_IMAGE
+            hint = ": --images DIR says where images are" if missing else ""
+            return NoPair(SetAside(problem.reason.value), f"{problem}{hint}")
 
     def pairs() -> Iterator[PreferencePair]:
         with ThreadPoolExecutor(_THREADS) as pool:
