@@ -93,9 +93,17 @@ def test_dead_address(config: Path, tmp_path: Path) -> None:
     assert_one_line(done, address)
 
 
-def test_address_without_scheme(config: Path) -> None:
-    done = sima("submit", "pipeline", str(config), "--address", "head:8265")
-    assert_one_line(done, "http://HEAD:8265")
+def test_an_address_without_scheme_is_a_dashboards_as_in_rays_own_commands(
+    config: Path, tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{cluster.free_port()}"
+    done = sima("submit", "pipeline", str(config), "--address", address, home=tmp_path)
+    assert_one_line(done, f"http://{address}: no Ray cluster answers")
+
+
+def test_an_address_that_is_no_dashboards(config: Path) -> None:
+    done = sima("submit", "pipeline", str(config), "--address", "ray://head:10001")
+    assert_one_line(done, "--address ray://head:10001: ", "http://HEAD:8265", code=2)
 
 
 def test_busy_port(tmp_path: Path) -> None:
