@@ -106,6 +106,25 @@ def test_an_address_that_is_no_dashboards(config: Path) -> None:
     assert_one_line(done, "--address ray://head:10001: ", "http://HEAD:8265", code=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--min", "3", "--max", "2"), "--min 3 --max 2: at least 3 and at most 2 cannot be"),
+        ((), "give a number of replicas, or --min and --max"),
+        (("1", "--app", "a b"), "--app a b: letters"),
+    ],
+)
+def test_what_scale_refuses_without_a_cluster(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    assert_one_line(sima("scale", *arguments, home=tmp_path), words, code=2)
+
+
+def test_serve_refuses_an_application_name_without_a_cluster(config: Path, tmp_path: Path) -> None:
+    done = sima("serve", str(config), "--app", "a b", home=tmp_path)
+    assert_one_line(done, "--app a b: letters", code=2)
+
+
 def test_busy_port(tmp_path: Path) -> None:
     import socket
 
