@@ -24,8 +24,8 @@ from sima_ray.errors import ConfigError, SimaError
 app = typer.Typer(
     help="Vision-language models that improve themselves on your Ray cluster.",
     epilog="Exit codes: 0 it succeeded; 1 the input, the cluster or the job failed; 2 the command line or the "
-    "config is wrong; 130 interrupted. What follows a job (submit, resume, logs -f, serve, scale, promote) ends "
-    "with the job's own code; 128 + N: signal N ended it.",
+    "config is wrong; 130 interrupted. What follows a job (submit, resume, logs -f, serve, scale, promote, "
+    "unserve) ends with the job's own code; 128 + N: signal N ended it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -151,6 +151,12 @@ def scale(
         *bounds,
         *([f"--wait={timeout}"] if wait else []),
     )
+
+
+@app.command()
+def unserve(app: App = "policy", address: Address = None) -> None:
+    """Take down a served policy and its critic; requests that are being answered still are."""
+    _run_command("unserve", address, f"--app={app}")
 
 
 @app.command()

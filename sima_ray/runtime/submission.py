@@ -24,8 +24,8 @@ from sima_ray.errors import ClusterError, ConfigError, JobFailed, SimaError
 from sima_ray.runtime import cluster, versions
 
 STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline")
-"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve`, `scale` and `promote`
-are commands of `sima` with the same names."""
+"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve`, `scale`, `promote`
+and `unserve` are commands of `sima` with the same names."""
 
 STAGE, RUN = "sima_stage", "sima_run"
 """Metadata of every job of ours: what it does, and the folder of the run that it works on, if any."""

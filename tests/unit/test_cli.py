@@ -120,9 +120,14 @@ def test_what_scale_refuses_without_a_cluster(
     assert_one_line(sima("scale", *arguments, home=tmp_path), words, code=2)
 
 
-def test_serve_refuses_an_application_name_without_a_cluster(config: Path, tmp_path: Path) -> None:
-    done = sima("serve", str(config), "--app", "a b", home=tmp_path)
-    assert_one_line(done, "--app a b: letters", code=2)
+def test_a_bad_application_name_is_refused_without_a_cluster(config: Path, tmp_path: Path) -> None:
+    for command in (("serve", str(config)), ("unserve",)):
+        done = sima(*command, "--app", "a b", home=tmp_path)
+        assert_one_line(done, "--app a b: letters", code=2)
+
+
+def test_unserve_without_a_cluster(tmp_path: Path) -> None:
+    assert_one_line(sima("unserve", home=tmp_path), "no cluster", "sima up", "--address")
 
 
 def test_busy_port(tmp_path: Path) -> None:
