@@ -19,20 +19,32 @@ from sima_ray import (
 )
 from sima_ray.cli_config import ConfigPath, Model, Name, Set, load_config
 from sima_ray.cli_jobs import Address, follow
-from sima_ray.errors import SimaError
+from sima_ray.errors import ConfigError, SimaError
 
 app = typer.Typer(
     help="Vision-language models that improve themselves on your Ray cluster.",
     epilog="Exit codes: 0 it succeeded; 1 the input, the cluster or the job failed; 2 the command line or the "
-    "config is wrong; 130 interrupted. What follows a job (submit, resume, logs -f, serve, scale, promote) ends "
-    "with the job's own code; 128 + N: signal N ended it.",
+    "config is wrong; 130 interrupted. What follows a job (submit, resume, logs -f, serve, scale, promote, "
+    "unserve) ends with the job's own code; 128 + N: signal N ended it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-App = Annotated[str, typer.Option("--app", metavar="NAME", help="The policy's Serve application.")]
+
+def _app_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ConfigError(f"--app {name}: letters, digits, dots, dashes and underscores")
+    return name
+
+
+App = Annotated[
+    str,
+    typer.Option(
+        "--app", metavar="NAME", callback=_app_name, help="The policy's Serve application."
+    ),
+]
 
 
 def main() -> None:
@@ -103,7 +115,7 @@ def serve(
     target, file = submission.find_cluster(address), token_file()
     environment = {"SIMA_TOKEN_HASH": token_hash(file.read_text(encoding="utf-8").strip())}
     job = submission.submit(
-        "serve", resolved, target, ("--round", str(round), "--app", _app_name(app)), environment
+        "serve", resolved, target, ("--round", str(round), "--app", app), environment
     )
     typer.echo(f"job          {job} at {target.address}")
     follow(job, target)
@@ -123,10 +135,10 @@ def scale(
     address: Address = None,
 ) -> None:
     """Set how many replicas a served policy has; those that run go on."""
-    from sima_ray.errors import ConfigError
-
     if (replicas is None) == (min is None and max is None):
         raise ConfigError("give a number of replicas, or --min and --max")
+    if min is not None and max is not None and min > max:
+        raise ConfigError(f"--min {min} --max {max}: at least {min} and at most {max} cannot be")
     if replicas is not None:
         min, max = replicas, replicas or None
     bounds = [
@@ -135,10 +147,16 @@ def scale(
     _run_command(
         "scale",
         address,
-        f"--app={_app_name(app)}",
+        f"--app={app}",
         *bounds,
         *([f"--wait={timeout}"] if wait else []),
     )
+
+
+@app.command()
+def unserve(app: App = "policy", address: Address = None) -> None:
+    """Take down a served policy and its critic; requests that are being answered still are."""
+    _run_command("unserve", address, f"--app={app}")
 
 
 @app.command()
@@ -160,7 +178,7 @@ def promote(
     """Put other weights on a served policy, in place: checked on each replica, taken back where one fails."""
     folder = policy.absolute()
     name = version or _version_of(folder)
-    _run_command("promote", address, str(folder), f"--app={_app_name(app)}", f"--version={name}")
+    _run_command("promote", address, str(folder), f"--app={app}", f"--version={name}")
 
 
 @app.command()
@@ -208,8 +226,6 @@ def critique(
 
     sima critique --image cat.png --question "What is it?" --response "A cat." --response "A dog."
     """
-    from sima_ray.errors import ConfigError
-
     if file is not None and (image or question or response or ground_truth):
         raise ConfigError("--file holds the cases: leave out --image, --question, --response, …")
     if file is None and (not question or len(response or []) < 2):
@@ -283,7 +299,6 @@ def validate(
     sima validate prompts.jsonl --images train2017.zip
     """
     from sima_ray.config import DataConfig
-    from sima_ray.errors import ConfigError
     from sima_ray.runtime import validation
 
     if target.lower().endswith((".yaml", ".yml")):
@@ -321,14 +336,6 @@ def doctor() -> None:
 
     if not examine():
         raise typer.Exit(1)
-
-
-def _app_name(name: str) -> str:
-    from sima_ray.errors import ConfigError
-
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-        raise ConfigError(f"--app {name}: letters, digits, dots, dashes and underscores")
-    return name
 
 
 def _version_of(folder: Path) -> str:

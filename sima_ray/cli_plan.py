@@ -61,14 +61,9 @@ def plan(
     resolved = load_config(config, [*(settings or []), *hardware], model)
     from sima_ray.errors import ConfigError
     from sima_ray.plan.architecture import find_architecture
-    from sima_ray.plan.plan import make_plan
+    from sima_ray.plan.plan import as_options, make_plan, settings_on_gpus
     from sima_ray.plan.workload import Assumptions
 
-    if "cpu" in (resolved.policy.engine.accelerator, resolved.training.accelerator):
-        raise ConfigError(
-            f"{config}: a plan is of GPUs, and this run is of CPUs; for the same on GPUs add "
-            "--set policy.engine.accelerator=gpu --set training.accelerator=gpu"
-        )
     assume = Assumptions(
         prompts=prompts,
         image=_size(image_size),
@@ -79,7 +74,18 @@ def plan(
         mfu_prefill=mfu_prefill,
         bandwidth=bandwidth_share,
     )
-    made = make_plan(resolved, *find_architecture(resolved.policy.model), assume)
+    architecture = find_architecture(resolved.policy.model)
+    if "cpu" in (resolved.policy.engine.accelerator, resolved.training.accelerator):
+        on_gpus = settings_on_gpus(resolved, *architecture, assume)
+        raise ConfigError(
+            f"{config}: a plan is of GPUs, and this run is of CPUs; "
+            + (
+                f"for the same on GPUs add {as_options(on_gpus)}"
+                if on_gpus
+                else "no change of settings that was tried makes it fit GPUs"
+            )
+        )
+    made = make_plan(resolved, *architecture, assume)
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else "\n".join(made.lines()))
     if made.problems:
         raise typer.Exit(1)

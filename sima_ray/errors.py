@@ -4,6 +4,9 @@ The command line prints such an error as one line and exits with `exit_code`; an
 keeps its stack trace.
 """
 
+import errno
+import os
+
 
 class SimaError(ValueError):
     """Base of every error that is the input's or the environment's, not the code's."""
@@ -57,3 +60,15 @@ def last_line(error: BaseException) -> str:
     """The last line of an error, which is the cause where errors are wrapped, as Ray's are."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def why(error: BaseException) -> str:
+    """Why a file cannot be used, on one line, for a message that names the file.
+
+    The operating system's words alone, where they are known: pyarrow's own name the file and the cause twice.
+    """
+    if isinstance(error, FileNotFoundError):  # pyarrow raises some without a number
+        return os.strerror(errno.ENOENT)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__

@@ -78,6 +78,7 @@ def find_in_cluster(address: str | None = None, timeout_s: float = 10.0) -> str:
         timeout_s: For the answer.
 
     Raises:
+        ConfigError: An address that is no dashboard's.
         ClusterError: No cluster.
         TokenRefused: The cluster needs a token that we do not have.
         CriticUnavailable: The cluster does not answer, or has no critic.

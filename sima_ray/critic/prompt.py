@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from sima_ray.errors import ConfigError
+from sima_ray.errors import ConfigError, why
 from sima_ray.ports import ImagePart, Part, image_part, text_part
 from sima_ray.records import Choice, Order
 
@@ -103,7 +103,7 @@ def load_examples(path: Path = DEFAULT_EXAMPLES) -> tuple[WorkedExample, ...]:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
         examples = tuple(WorkedExample(**row) for row in rows)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{path}: worked examples cannot be read: {error}") from error
+        raise ConfigError(f"{path}: worked examples cannot be read: {why(error)}") from error
     if {e.choice for e in examples} != {1, 2}:
         raise ConfigError(f"{path}: worked examples need one with choice 1 and one with choice 2")
     return examples

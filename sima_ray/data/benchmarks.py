@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sima_ray.data.locations import open_location
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.metrics.mmhal import TYPES, MMHalItem
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def read_text(location: str) -> str:
         with filesystem.open_input_stream(path) as stream:
             return stream.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{location}: cannot be read: {error}") from error
+        raise DataError(f"{location}: cannot be read: {why(error)}") from error
 
 
 def read_json(location: str) -> Any:
@@ -59,7 +59,7 @@ def read_json(location: str) -> Any:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{location}: cannot be read: {error}") from error
+        raise DataError(f"{location}: cannot be read: {why(error)}") from error
 
 
 def image_key(name: str) -> str:

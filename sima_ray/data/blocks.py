@@ -16,8 +16,8 @@ from pyarrow import fs
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from sima_ray.data.locations import one_line, open_location
-from sima_ray.errors import DataError, LedgerError
+from sima_ray.data.locations import open_location
+from sima_ray.errors import DataError, LedgerError, why
 from sima_ray.records import ROW_SCHEMA, Quarantine
 
 Block = tuple[tuple[str, int, int], ...]
@@ -170,7 +170,7 @@ def _row_ids(filesystem: fs.FileSystem, path: str) -> Iterator[str]:
             for batch in file.iter_batches(columns=["row_id"]):
                 yield from batch.column(0).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{path}: cannot be read: {why(error)}") from error
 
 
 def _blocks(spans: Iterable[tuple[str, int, int]], size: int) -> Iterator[Block]:

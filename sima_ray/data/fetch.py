@@ -18,7 +18,7 @@ import httpx
 from sima_ray.data.locations import MAX_IMAGE_BYTES, load_image, one_line
 from sima_ray.data.names import bare_name
 from sima_ray.data.prompts import read_lines
-from sima_ray.errors import ConfigError, DataError
+from sima_ray.errors import ConfigError, DataError, why
 from sima_ray.images import ImageProblem, check_image
 
 COCO = "http://images.cocodataset.org/train2017/"
@@ -188,7 +188,7 @@ class _Fetch:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()
-            raise DataError(f"{target}: cannot be written: {one_line(error)}") from error
+            raise DataError(f"{target}: cannot be written: {why(error)}") from error
 
 
 def _check_address(url: str) -> None:

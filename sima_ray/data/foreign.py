@@ -27,7 +27,7 @@ from sima_ray.data.preference import (
     to_preference,
 )
 from sima_ray.data.record_files import named, read_records
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.images import ImageInfo, ImageProblem, check_image, read_header
 from sima_ray.ports import JsonDict
 from sima_ray.records import PAIR_SCHEMA, PreferencePair, Quarantine
@@ -158,7 +158,9 @@ def take_pairs(
         try:
             return _place(image, images, max_pixels)
         except ImageProblem as problem:
-            return NoPair(SetAside(problem.reason.value), str(problem))
+            missing = problem.reason is Quarantine.MISSING_IMAGE
+            hint = ": --images DIR says where images are" if missing else ""
+            return NoPair(SetAside(problem.reason.value), f"{problem}{hint}")
 
     def pairs() -> Iterator[PreferencePair]:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -189,7 +191,7 @@ def origin_of(pairs: str) -> JsonDict | None:
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{pairs}: pairs cannot be read: {one_line(error)}") from error
+        raise DataError(f"{pairs}: pairs cannot be read: {why(error)}") from error
     return json.loads(metadata[ORIGIN]) if ORIGIN in metadata else None
 
 
@@ -295,7 +297,7 @@ def _write(output: str, pairs: Iterator[PreferencePair], taken: Taken, images: s
             raise _nothing(taken)
         filesystem.move(partial, path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{output}: cannot be written: {one_line(error)}") from error
+        raise DataError(f"{output}: cannot be written: {why(error)}") from error
 
 
 def _nothing(taken: Taken) -> DataError:

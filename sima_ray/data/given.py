@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sima_ray.config import DataConfig, PairsConfig
 from sima_ray.data.locations import one_line, open_location
 from sima_ray.data.prompts import MAX_NAME_CHARS, BadLine, checked_text
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.ledger import Ledger
 from sima_ray.pairs import PairLengths, apply_length_policy
 from sima_ray.ports import JsonDict
@@ -99,7 +99,7 @@ def given_rows(pairs: str) -> Iterator[JsonDict]:
                     yield row | {"source": f"{pairs}:{number}"}
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{pairs}: cannot be read as Parquet: {one_line(error)}; make a pairs file of other formats with "
+            f"{pairs}: cannot be read as Parquet: {why(error)}; make a pairs file of other formats with "
             "`sima data pairs`"
         ) from error
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from sima_ray.data.locations import one_line, open_location
 from sima_ray.data.prompts import FIELDS, PLACEHOLDER
 from sima_ray.data.record_files import json_records, named
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.ports import JsonDict
 
 
@@ -166,4 +166,4 @@ def _write(output: str, lines: Iterable[str]) -> None:
                 stream.write(line.encode() + b"\n")
         filesystem.move(f"{path}.partial", path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{output}: cannot be written: {one_line(error)}") from error
+        raise DataError(f"{output}: cannot be written: {why(error)}") from error

@@ -17,7 +17,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from sima_ray.data.names import places, plain_name
 from sima_ray.data.shards import Shards, is_shard, open_shards
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.images import ImageProblem, check_image
 from sima_ray.records import Quarantine
 
@@ -37,7 +37,7 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{location}: cannot be opened: {one_line(error)}") from error
+        raise DataError(f"{location}: cannot be opened: {why(error)}") from error
     return filesystem, path
 
 
@@ -126,7 +126,7 @@ def read_image(root: str, name: str) -> bytes:
             )
         return image.read()
     except OSError as error:
-        raise _missing(f"image {name!r} cannot be read: {one_line(error)}") from error
+        raise _missing(f"image {name!r} cannot be read: {why(error)}") from error
 
 
 def one_line(error: object, limit: int = 300) -> str:
@@ -219,7 +219,7 @@ class _Root:
         try:
             return self._filesystem.get_file_info(FileSelector(self.base, allow_not_found=True))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.base}: cannot be listed: {one_line(error)}") from error
+            raise DataError(f"{self.base}: cannot be listed: {why(error)}") from error
 
 
 _roots: dict[str, _Root] = {}

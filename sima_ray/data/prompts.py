@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sima_ray.config import DataConfig
 from sima_ray.data.locations import check_root, load_image, one_line, open_location
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict
 from sima_ray.records import PROMPT_FIELDS, ROW_SCHEMA, Quarantine
@@ -203,7 +203,7 @@ def read_index(index: str, *, bad: bool = False) -> Iterator[JsonDict]:
             for batch in file.iter_batches(ROWS_A_GROUP, columns=columns):
                 yield from (row for row in batch.to_pylist() if bool(row["quarantine"]) is bad)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{index}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{index}: cannot be read: {why(error)}") from error
 
 
 def check_images(
@@ -306,7 +306,11 @@ def _lines(config: DataConfig) -> Iterator[_Line]:
     number, held, too_long = 1, b"", False
     try:
         with filesystem.open_input_stream(path) as stream:
-            while chunk := stream.read(CHUNK_BYTES):
+            chunk = stream.read(CHUNK_BYTES)
+            if chunk.startswith(b"PAR1"):
+                names = pq.read_schema(path, filesystem=filesystem).names
+                raise DataError(f"{config.prompts}: {_not_prompts(names)}")
+            while chunk:
                 *ends, rest = chunk.split(b"\n")
                 for end in ends:
                     data = held + end
@@ -315,10 +319,21 @@ def _lines(config: DataConfig) -> Iterator[_Line]:
                     number, held, too_long = number + 1, b"", False
                 too_long = too_long or len(held) + len(rest) > limit
                 held = b"" if too_long else held + rest
+                chunk = stream.read(CHUNK_BYTES)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{config.prompts}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{config.prompts}: cannot be read: {why(error)}") from error
     if too_long or held.strip():
         yield _Line(number, held, too_long, False)
+
+
+def _not_prompts(columns: Collection[str]) -> str:
+    """What a Parquet file holds in place of prompts, and who takes it."""
+    if {"chosen", "rejected"} <= set(columns):
+        return (
+            "preference pairs, not prompts: name the file as data.pairs in a run config, for "
+            "`sima validate CONFIG` and `sima submit train CONFIG`"
+        )
+    return f"Parquet, not JSON lines: a prompt is a line with {', '.join(FIELDS)}"
 
 
 def _max_line_bytes(config: DataConfig) -> int:

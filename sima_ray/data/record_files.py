@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from sima_ray.data.locations import one_line, open_location
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 
 _ROWS = 32
 _BUFFER_BYTES = 1 << 20
@@ -90,7 +90,7 @@ def _read_file(location: str, columns: Collection[str]) -> Iterator[Record]:
         for number, row in enumerate(rows, 1):
             yield f"row {number}", row
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{location}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{location}: cannot be read: {why(error)}") from error
 
 
 def _parquet(
@@ -169,7 +169,7 @@ def _read_text(location: str) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{location}: not UTF-8 at byte {error.start}") from error
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{location}: cannot be read: {one_line(error)}") from error
+        raise DataError(f"{location}: cannot be read: {why(error)}") from error
 
 
 def _saved_files(state: str) -> list[str]:

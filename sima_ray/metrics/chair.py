@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import yaml
 
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.metrics.bootstrap import Ratio
 from sima_ray.metrics.words import singular, tokenize
 
@@ -70,7 +70,7 @@ class ChairVocabulary:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: synonyms cannot be read: {error}") from error
+            raise DataError(f"{path}: synonyms cannot be read: {why(error)}") from error
         return cls.parse(text, str(path))
 
     @classmethod

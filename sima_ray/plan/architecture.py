@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sima_ray.errors import ModelError
+from sima_ray.errors import ModelError, why
 from sima_ray.plan.image import ImageRule
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -308,4 +308,4 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+        raise ModelError(f"{path}: cannot be read as JSON: {why(error)}") from error

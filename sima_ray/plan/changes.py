@@ -1,6 +1,6 @@
 """The smallest change of a config that makes it fit, found by trying."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -23,10 +23,19 @@ def smallest_change(config: RunConfig, fits: Callable[[RunConfig], bool]) -> lis
             settings = [setting for change in chosen for setting in change]
             if len({setting.partition("=")[0] for setting in settings}) < len(settings):
                 continue
-            changed = _changed(config, settings)
+            changed = with_settings(config, settings)
             if changed is not None and fits(changed):
                 return settings
     return None
+
+
+def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig | None:
+    """The config with these settings; None where they contradict each other."""
+    values: dict[str, Any] = config.model_dump(mode="json")
+    try:
+        return RunConfig.parse(apply_overrides(values, settings, RunConfig))
+    except ConfigError:
+        return None
 
 
 def _changes(config: RunConfig) -> Iterator[list[str]]:
@@ -90,12 +99,3 @@ def _replicas(config: RunConfig, room: int) -> list[str]:
         if count > room:
             found.append(f"policy.service.{name}={room}")
     return found
-
-
-def _changed(config: RunConfig, settings: list[str]) -> RunConfig | None:
-    """The config with these settings; None where they contradict each other."""
-    values: dict[str, Any] = config.model_dump(mode="json")
-    try:
-        return RunConfig.parse(apply_overrides(values, settings, RunConfig))
-    except ConfigError:
-        return None

@@ -1,11 +1,12 @@
 """`sima plan`: a run on paper. Memory of each stage, hours, disk, what does not fit and what would make it fit."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sima_ray.config import RunConfig
 from sima_ray.plan.architecture import Architecture
-from sima_ray.plan.changes import smallest_change
+from sima_ray.plan.changes import smallest_change, with_settings
 from sima_ray.plan.hours import plan_disk, plan_hours
 from sima_ray.plan.serving import plan_serving
 from sima_ray.plan.training import plan_training
@@ -71,8 +72,15 @@ class Plan:
             return ["fits"]
         if self.change is None:
             return ["does not fit, and no change of settings that was tried makes it fit"]
-        settings = " ".join(f"--set {setting}" for setting in self.change)
-        return ["does not fit; the smallest change that was found to make it fit:", f"  {settings}"]
+        return [
+            "does not fit; the smallest change that was found to make it fit:",
+            f"  {as_options(self.change)}",
+        ]
+
+
+def as_options(settings: Sequence[str]) -> str:
+    """Settings as a command line has them."""
+    return " ".join(f"--set {setting}" for setting in settings)
 
 
 def make_plan(
@@ -105,6 +113,19 @@ def make_plan(
     if serving.problems or training.problems:
         change = smallest_change(config, lambda other: _fits(other, model, assume, found))
     return Plan(config, assume, source, sections, change)
+
+
+def settings_on_gpus(
+    config: RunConfig, model: Architecture, source: str, assume: Assumptions | None = None
+) -> list[str] | None:
+    """Settings with which a run of CPUs is one of GPUs that fits; None where none of those that are tried does."""
+    settings = ["policy.engine.accelerator=gpu", "training.accelerator=gpu"]
+    if (on_gpus := with_settings(config, settings)) is None:
+        return None
+    plan = make_plan(on_gpus, model, source, assume)
+    if plan.problems and plan.change is None:
+        return None
+    return [*settings, *(plan.change or [])]
 
 
 def _fits(config: RunConfig, model: Architecture, assume: Assumptions, found: Found) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from sima_ray.config import RunConfig
 from sima_ray.critic.prompt import CriticPrompt, Layout, load_examples
 from sima_ray.data.prompts import read_lines
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.plan.architecture import Architecture
 from sima_ray.plan.asked import Asked, asked
 
@@ -28,7 +28,7 @@ class Assumptions:
         prompts: How many; None counts the prompts file, or takes the paper's number where it is not there.
         image: Width and height of an ordinary image, pixels; COCO's.
         question_tokens: Of a question and the chat template around it.
-        response_tokens: Of an ordinary response.
+        response_tokens: Of an ordinary response or ground truth, where generation.max_tokens allows it.
         reason_tokens: Of a critique.
         pairs: Share of the prompts that becomes pairs.
         mfu_training: Share of the GPU's peak that training reaches.
@@ -141,6 +141,7 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions, found:
     largest = max(image, model.image.tokens(*_LARGEST))
     prompt = image + assume.question_tokens
     room = config.training.max_tokens - largest - assume.question_tokens
+    response = min(assume.response_tokens, config.generation.max_tokens)
     return Workload(
         prompts=found.prompts,
         prompts_from=found.prompts_from,
@@ -148,11 +149,11 @@ def workload(config: RunConfig, model: Architecture, assume: Assumptions, found:
         largest_image_tokens=largest,
         patches=model.image.patches(*assume.image),
         prompt=prompt,
-        response=min(assume.response_tokens, config.generation.max_tokens),
+        response=response,
         longest_response=max(0, min(config.generation.max_tokens, room)),
         pairs=found.pairs,
         static=found.static,
-        case=assume.question_tokens + assume.response_tokens,
+        case=assume.question_tokens + response,  # a ground truth is as long
         reason=min(assume.reason_tokens, config.critic.max_tokens),
         asked=found.asked,
     )
@@ -181,7 +182,7 @@ def _pairs(config: RunConfig, prompts: int, assume: Assumptions) -> int:
     try:
         found = pq.read_metadata(given).num_rows if Path(given).is_file() else PAPERS_PROMPTS
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{given}: cannot be read as Parquet: {error}") from error
+        raise DataError(f"{given}: cannot be read as Parquet: {why(error)}") from error
     return max(1, min(found, config.data.limit or found))
 
 

@@ -17,8 +17,7 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from sima_ray.data.locations import one_line
-from sima_ray.errors import ModelError
+from sima_ray.errors import ModelError, why
 from sima_ray.policy.convert_keys import TOWER, published_name
 from sima_ray.policy.weight_files import opened
 
@@ -150,7 +149,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text(encoding="utf-8"))
         kind, rank, alpha = settings["peft_type"], settings["r"], settings["lora_alpha"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: not the config of a LoRA adapter: {one_line(error)}") from error
+        raise ModelError(f"{file}: not the config of a LoRA adapter: {why(error)}") from error
     if kind != "LORA" or not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise ModelError(
             f"{file}: peft_type {kind}, r {rank}, lora_alpha {alpha}; only LoRA is merged"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sima_ray.data.locations import one_line
-from sima_ray.errors import ModelError
+from sima_ray.errors import ModelError, why
 from sima_ray.policy.checkpoint import INDEX_SUFFIX
 
 SHARD_BYTES = 5_000_000_000
@@ -101,7 +101,7 @@ def _read_index(index: Path) -> dict[str, str]:
         held = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         files = {str(name) for name in held.values()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
+        raise ModelError(f"{index}: not an index of weights: {why(error)}") from error
     if not files:
         raise ModelError(f"{index}: names no weights")
     for name in sorted(files):
@@ -209,7 +209,7 @@ class ShardWriter:
         try:
             save_file(self._pending, file, metadata={"format": "pt"})
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file.parent}: cannot be written: {one_line(error)}") from error
+            raise ModelError(f"{file.parent}: cannot be written: {why(error)}") from error
         self.size += self._pending_size
         self._parts.append(list(self._pending))
         self._pending, self._pending_size = {}, 0

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sima_ray.errors import DataError, SimaError, last_line
+from sima_ray.errors import DataError, SimaError, last_line, why
 
 if TYPE_CHECKING:
     from sima_ray.runtime.run import RunFolder
@@ -81,7 +81,7 @@ def last_attempt(folder: Path) -> Attempt | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+        raise DataError(f"{file}: cannot be read: {why(error)}") from error
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sima_ray.config.lmms import MOST_TOKENS, PRESETS, LmmsEval, is_secret
-from sima_ray.errors import ConfigError
+from sima_ray.errors import ConfigError, why
 from sima_ray.policy.checkpoint import fingerprint
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.run import Run
@@ -126,7 +126,9 @@ def _installed(python: str) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"--python {python}: cannot be run on the head node: {error}") from error
+        raise ConfigError(
+            f"--python {python}: cannot be run on the head node: {why(error)}"
+        ) from error
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise ConfigError(

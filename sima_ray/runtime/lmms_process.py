@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sima_ray.errors import ClusterError, ConfigError
+from sima_ray.errors import ClusterError, ConfigError, why
 from sima_ray.runtime import lmms_runner
 
 Progress = Callable[[str, int, int], None]
@@ -114,7 +114,7 @@ class LmmsProcess:
                     stderr=subprocess.STDOUT,
                 )
             except OSError as error:
-                raise ClusterError(f"{self.command[0]}: cannot be started: {error}") from error
+                raise ClusterError(f"{self.command[0]}: cannot be started: {why(error)}") from error
         return self._process
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sima_ray.config import RunConfig
-from sima_ray.errors import ConfigError, DataError, SimaError
+from sima_ray.errors import ConfigError, DataError, SimaError, why
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.attempt import Attempt, last_attempt
 from sima_ray.runtime.columns import columns
@@ -308,7 +308,7 @@ def _read(file: Path, parse: Any = json.loads) -> Any:
     try:
         value = parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+        raise DataError(f"{file}: cannot be read: {why(error)}") from error
     if not isinstance(value, dict):
         raise DataError(f"{file}: must hold a mapping")
     return value

@@ -279,6 +279,24 @@ def remove(name: str, timeout_s: float = 300.0) -> None:
     wait_until_gone(name, timeout_s)
 
 
+def unserve(policy: str) -> list[str]:
+    """Remove a policy application and the critic that asks it; the names of those that were there.
+
+    Raises:
+        ServiceError: Neither was there, or replicas did not end in time.
+    """
+    found = details()
+    there = found.applications if found else {}
+    # The critic first: it must not be left without its policy, also where this is interrupted.
+    names = [name for name in (critic_of(policy)[0], policy) if name in there]
+    if not names:
+        others = f"; there are: {', '.join(sorted(there))}" if there else ""
+        raise ServiceError(f"no application {policy!r} is deployed{others}")
+    for name in names:
+        remove(name)
+    return names
+
+
 def replica_states(name: str = "policy", timeout_s: float = 60.0) -> list[JsonDict]:
     """What each running replica of a policy application says of itself (see `serve_apps.policy.Policy.state`).
 

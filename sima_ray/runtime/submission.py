@@ -20,12 +20,12 @@ from typing import Any
 
 import sima_ray
 from sima_ray.config import RunConfig
-from sima_ray.errors import ClusterError, JobFailed
+from sima_ray.errors import ClusterError, ConfigError, JobFailed, SimaError
 from sima_ray.runtime import cluster, versions
 
 STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline")
-"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve`, `scale` and `promote`
-are commands of `sima` with the same names."""
+"""What `sima submit` takes; each is a job, `python -m jobs.STAGE CONFIG`. `jobs.serve`, `scale`, `promote`
+and `unserve` are commands of `sima` with the same names."""
 
 STAGE, RUN = "sima_stage", "sima_run"
 """Metadata of every job of ours: what it does, and the folder of the run that it works on, if any."""
@@ -61,19 +61,21 @@ class Target:
 def find_cluster(address: str | None) -> Target:
     """The cluster that was named, or else the one in the environment, or else the local one.
 
+    HEAD:8265 means http://HEAD:8265, as in Ray's own commands.
+
     Raises:
+        ConfigError: An address that is no dashboard's.
         ClusterError: None of the three.
     """
-    if address is None:
-        address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    named = f"--address {address}"
+    if address is None and (address := os.environ.get("RAY_API_SERVER_ADDRESS")) is not None:
+        named = f"RAY_API_SERVER_ADDRESS={address}"
     if address is not None:
-        if "://" not in address:
-            raise ClusterError(
-                f"--address {address}: give the dashboard's URL, as in http://HEAD:8265"
-            )
+        url = (address if "://" in address else f"http://{address}").rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{named}: give the dashboard's URL, as in http://HEAD:8265")
         local = cluster.running()
-        known = local is not None and local.address == address.rstrip("/")
-        return Target.of(local) if local and known else Target(address.rstrip("/"))
+        return Target.of(local) if local and local.address == url else Target(url)
     if local := cluster.running():
         return Target.of(local)
     raise ClusterError(
@@ -252,7 +254,7 @@ def option(target: Target) -> str:
     """What to add to a command of `sima` so that it finds this cluster: nothing, where it does so by itself."""
     try:
         found = find_cluster(None).address == target.address
-    except ClusterError:
+    except SimaError:
         found = False
     return "" if found else f" --address {target.address}"
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sima_ray.config.evaluation import SuiteName
-from sima_ray.errors import DataError
+from sima_ray.errors import DataError, why
 from sima_ray.ledger import Ledger
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.runs import given_words
@@ -24,7 +24,9 @@ def show_summary(folder: Path) -> None:
     try:
         result = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / 'summary.json'}: no finished run there ({error})") from error
+        raise DataError(
+            f"{folder / 'summary.json'}: no finished run there ({why(error)})"
+        ) from error
     console = Console(highlight=False, soft_wrap=True)
     if result.get("before"):
         console.print(figures_table(result))

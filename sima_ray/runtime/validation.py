@@ -16,7 +16,7 @@ from sima_ray.config import DataConfig, EvaluationConfig, RunConfig
 from sima_ray.config.evaluation import SuiteName
 from sima_ray.data.benchmarks import read_questions
 from sima_ray.data.given import given_rows, take_given
-from sima_ray.data.locations import check_root, one_line, open_location
+from sima_ray.data.locations import check_root, open_location
 from sima_ray.data.prompts import (
     check_images,
     check_rows,
@@ -25,7 +25,7 @@ from sima_ray.data.prompts import (
     index_prompts,
     read_index,
 )
-from sima_ray.errors import DataError, SimaError
+from sima_ray.errors import DataError, SimaError, why
 from sima_ray.ports import JsonDict
 from sima_ray.records import Quarantine
 from sima_ray.runtime.evaluation import check_annotated, read_truth, read_vocabulary
@@ -230,7 +230,7 @@ def write(found: Found, target: str) -> None:
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(text.encode())
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{target}: cannot be written: {one_line(error)}") from error
+        raise DataError(f"{target}: cannot be written: {why(error)}") from error
 
 
 def _place(row: JsonDict) -> tuple[str, int]:

@@ -9,8 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sima_ray.data.locations import one_line
-from sima_ray.errors import TrainingError
+from sima_ray.errors import TrainingError, why
 from sima_ray.tuning.engine import Engine
 from sima_ray.tuning.lora import save_adapter, trainable
 from sima_ray.tuning.moments import MOMENTS, OptimizerState, read_optimizer, write_optimizer
@@ -64,7 +63,7 @@ def load_state(engine: Engine, module: nn.Module, folder: Path) -> dict[str, Any
         with safe_open(folder / STATE_FILE, framework="pt") as file:
             metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: holds no checkpoint: {one_line(error)}") from error
+        raise TrainingError(f"{folder}: holds no checkpoint: {why(error)}") from error
     wanted = {f"{part}/{name}" for part in _PARTS for name in parameters}
     if odd := sorted(wanted ^ tensors.keys()):
         raise TrainingError(f"{folder}: holds a checkpoint of other parameters: {odd[0]}, …")

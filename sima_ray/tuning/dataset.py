@@ -18,8 +18,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sima_ray.data.locations import one_line, open_location, read_image
-from sima_ray.errors import DataError, ModelError
+from sima_ray.data.locations import open_location, read_image
+from sima_ray.errors import DataError, ModelError, why
 from sima_ray.images import ImageProblem, decode_image
 from sima_ray.policy.chat import join_response, placeholders, render_prompt
 from sima_ray.policy.checkpoint import image_token_id
@@ -115,7 +115,7 @@ def read_pairs(location: str) -> list[PreferencePair]:
     try:
         table = pq.read_table(path, filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{location}: pairs cannot be read: {one_line(error)}") from error
+        raise DataError(f"{location}: pairs cannot be read: {why(error)}") from error
     if missing := [name for name in _COLUMNS if name not in table.column_names]:
         raise DataError(f"{location}: not a pairs file: no column {', '.join(missing)}")
     names = _COLUMNS + [name for name in _OPTIONAL if name in table.column_names]

@@ -1,4 +1,4 @@
-"""`sima scale` and `sima promote` against a cluster of `sima up`, as jobs: what they print and how they exit."""
+"""`sima scale`, `promote`, `unserve` against a cluster of `sima up`, as jobs: what they print, how they exit."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from sima_ray.runtime import cluster
 Sima = Callable[..., "subprocess.CompletedProcess[str]"]
 
 DEPLOY = """
+import sys
 import ray
 from serve_apps.fixed_time import FixedTime, declaration
 from sima_ray.config import ServiceConfig
@@ -27,9 +28,16 @@ from sima_ray.runtime import applications, deployment, serving
 ray.init(address="auto", log_to_driver=False)
 serving.start_serve(port=0)
 scaling = deployment.scaling_options(ServiceConfig(max_replicas=2))
-applications.apply(declaration("fake", FixedTime(cpus=1), scaling))
-applications.wait("fake", 60)
+applications.apply(declaration(sys.argv[1], FixedTime(cpus=1), scaling))
+applications.wait(sys.argv[1], 60)
 """
+
+
+def deploy(name: str) -> None:
+    running = cluster.running()
+    assert running
+    environment = {**os.environ, **running.environment, "RAY_ADDRESS": running.gcs}
+    subprocess.run([sys.executable, "-c", DEPLOY, name], env=environment, check=True, timeout=400)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +45,14 @@ def sima(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sima]:
     """The command line, beside a cluster with a fake policy on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMA_HOME", str(tmp_path_factory.mktemp("home")))
-        running = cluster.up(cpus=4, gpus=0)
-        environment = {**os.environ, **running.environment, "RAY_ADDRESS": running.gcs}
+        cluster.up(cpus=4, gpus=0)
 
         def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
             command = [str(Path(sys.executable).parent / "sima"), *arguments]
             return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
 
         try:
-            subprocess.run([sys.executable, "-c", DEPLOY], env=environment, check=True, timeout=400)
+            deploy("fake")
             yield run
         finally:
             cluster.down()
@@ -126,3 +133,16 @@ def test_promote(sima: Sima, tiny_llava: Path, tmp_path: Path) -> None:
 
     done = sima("promote", str(tmp_path / "none"), "--app", "fake")
     assert (done.returncode, "no such model folder" in done.stdout) == (1, True), done
+
+
+def test_unserve(sima: Sima) -> None:
+    deploy("other")
+    deploy("critic-fake")  # what is looked at is its name
+    done = sima("unserve", "--app", "nobody")
+    words = "no application 'nobody' is deployed; there are: critic-fake, fake, other"
+    assert (done.returncode, words in done.stdout) == (1, True), done
+    done = sima("unserve", "--app", "fake")
+    assert (done.returncode, "removed critic-fake and fake" in done.stdout) == (0, True), done
+    done = sima("unserve", "--app", "fake")
+    words = "no application 'fake' is deployed; there are: other"
+    assert (done.returncode, words in done.stdout) == (1, True), done

@@ -93,9 +93,41 @@ def test_dead_address(config: Path, tmp_path: Path) -> None:
     assert_one_line(done, address)
 
 
-def test_address_without_scheme(config: Path) -> None:
-    done = sima("submit", "pipeline", str(config), "--address", "head:8265")
-    assert_one_line(done, "http://HEAD:8265")
+def test_an_address_without_scheme_is_a_dashboards_as_in_rays_own_commands(
+    config: Path, tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{cluster.free_port()}"
+    done = sima("submit", "pipeline", str(config), "--address", address, home=tmp_path)
+    assert_one_line(done, f"http://{address}: no Ray cluster answers")
+
+
+def test_an_address_that_is_no_dashboards(config: Path) -> None:
+    done = sima("submit", "pipeline", str(config), "--address", "ray://head:10001")
+    assert_one_line(done, "--address ray://head:10001: ", "http://HEAD:8265", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--min", "3", "--max", "2"), "--min 3 --max 2: at least 3 and at most 2 cannot be"),
+        ((), "give a number of replicas, or --min and --max"),
+        (("1", "--app", "a b"), "--app a b: letters"),
+    ],
+)
+def test_what_scale_refuses_without_a_cluster(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    assert_one_line(sima("scale", *arguments, home=tmp_path), words, code=2)
+
+
+def test_a_bad_application_name_is_refused_without_a_cluster(config: Path, tmp_path: Path) -> None:
+    for command in (("serve", str(config)), ("unserve",)):
+        done = sima(*command, "--app", "a b", home=tmp_path)
+        assert_one_line(done, "--app a b: letters", code=2)
+
+
+def test_unserve_without_a_cluster(tmp_path: Path) -> None:
+    assert_one_line(sima("unserve", home=tmp_path), "no cluster", "sima up", "--address")
 
 
 def test_busy_port(tmp_path: Path) -> None:
@@ -125,7 +157,23 @@ def test_validate_names_a_missing_model_and_prompts(config: Path, tmp_path: Path
 
 
 def test_report_of_no_run(tmp_path: Path) -> None:
-    assert_one_line(sima("report", str(tmp_path)), "summary.json")
+    done = sima("report", str(tmp_path))
+    assert_one_line(done, "summary.json: no finished run there (No such file or directory)")
+
+
+def test_a_file_that_is_missing_is_named_once_and_so_is_the_cause(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    (tmp_path / "one.json").write_text('[{"image": "a.png", "text": "?", "ground_truth": "b"}]')
+    for arguments, words in (
+        (("validate", "no.jsonl", "--no-images"), "no.jsonl: cannot be read: No such file"),
+        (("data", "images", "no.jsonl", "-o", "x"), "no.jsonl: cannot be read: No such file"),
+        (("data", "prompts", "no.json", "-o", "x"), "no.json: cannot be read: No such file"),
+        (("data", "prompts", "one.json", "-o", "taken/x"), "taken/x: cannot be written: "),
+    ):
+        done = sima(*arguments, cwd=tmp_path)
+        assert_one_line(done, words)
+        assert "rrno" not in done.stderr and done.stderr.count(words.split(":")[0]) == 1
 
 
 def test_evaluate_names_what_the_config_lacks(config: Path, tmp_path: Path) -> None:

@@ -213,6 +213,8 @@ def test_a_file_whose_cases_are_all_judged(server: FakeCritic, folder: Path) -> 
 def test_files_that_cannot_be_used(server: FakeCritic, folder: Path) -> None:
     for name, words in ((".", "cannot be read"), ("no.jsonl", "cannot be read: No such file")):
         assert_one_line(critique(folder, "--file", name, url=server.url), words)
+    dead = f"http://127.0.0.1:{free_port()}"  # is not asked
+    assert_one_line(critique(folder, "--file", "no.jsonl", url=dead), "no.jsonl: cannot be read")
     done = critique(folder, "--file", "-", url=server.url, stdin="\n\n")
     assert_one_line(done, "holds no cases")
     (folder / ".sima" / "critic-token").write_text("wrong")

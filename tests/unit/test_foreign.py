@@ -374,6 +374,7 @@ def test_the_command_says_what_it_took(pairs: list[PreferencePair], tmp_path: Pa
     assert f"{one}: 6 records (RLAIF-V), 6 pairs\n" in done.output
     aside = "6 records (LLaVA/POVID), 0 pairs, 6 set aside (missing_image 6)"
     assert f"{two}: {aside}" in done.output
-    assert f"{two}: record 1 (id r006): missing_image: image '6.png' is not in" in done.output
+    where = f"image '6.png' is not in {tmp_path}/out/images: --images DIR says where images are"
+    assert f"{two}: record 1 (id r006): missing_image: {where}\n" in done.output
     assert f"{tmp_path}/out/images: 6 images written" in done.output
     assert f"{output}: 6 pairs\n" in done.output

@@ -104,6 +104,9 @@ def test_what_is_no_pairs_file_is_told_from_what_could_be_made_one(tmp_path: Pat
     (tmp_path / "pairs.json").write_text("[]")
     with pytest.raises(DataError, match=r"cannot be read as Parquet.*`sima data pairs`"):
         list(given_rows(str(tmp_path / "pairs.json")))
+    words = r"none\.parquet: cannot be read as Parquet: No such file or directory; make"
+    with pytest.raises(DataError, match=words):
+        list(given_rows(str(tmp_path / "none.parquet")))
 
 
 def test_no_usable_pair_says_why(pairs: list[PreferencePair], tmp_path: Path) -> None:

@@ -146,7 +146,10 @@ def test_no_file_is_overwritten_by_its_own_draw(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "image.json").write_bytes(b"\xff\xd8\xff")
-    for name, words in (("nowhere.json", "cannot be read"), ("image.json", "not UTF-8 at byte 0")):
+    for name, words in (
+        ("nowhere.json", r"nowhere\.json: cannot be read: No such file or directory$"),
+        ("image.json", "not UTF-8 at byte 0"),
+    ):
         with pytest.raises(DataError, match=words):
             draw_prompts([str(tmp_path / name)], str(tmp_path / "o.jsonl"), count=None, seed=0)
 

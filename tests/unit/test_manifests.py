@@ -15,15 +15,21 @@ def locked(file: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
-def test_raycluster_has_the_locked_ray_a_token_and_one_volume() -> None:
+def test_raycluster_has_the_locked_ray_a_token_and_one_volume_that_the_images_write_to() -> None:
     manifest = yaml.safe_load((ROOT / "cluster" / "raycluster.yaml").read_text())
     spec = manifest["spec"]
     assert manifest["apiVersion"] == "ray.io/v1"
     assert spec["rayVersion"] == locked("cpu.txt")["ray"] == locked("gpu.txt")["ray"]
     assert spec["authOptions"] == {"mode": "token"}
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    (user,) = {
+        int(number)
+        for file in (ROOT / "docker").glob("*.Dockerfile")
+        for number in re.findall(r"^USER (\d+)$", file.read_text(), re.MULTILINE)
+    }
     for group in groups:
         pod = group["template"]["spec"]
+        assert pod["securityContext"]["fsGroup"] == user
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes

@@ -14,7 +14,7 @@ from sima_ray.config import RunConfig
 from sima_ray.errors import DataError, ModelError
 from sima_ray.plan import workload
 from sima_ray.plan.architecture import find_architecture, read_architecture
-from sima_ray.plan.plan import Plan, make_plan
+from sima_ray.plan.plan import Plan, make_plan, settings_on_gpus
 from sima_ray.plan.workload import Assumptions
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +175,40 @@ def test_two_changes_where_one_does_not_help_and_none_where_nothing_does() -> No
     assert tiny.change is not None
 
 
+SMALLER = [
+    ["hardware.gpus=1", "hardware.gpu_memory_gb=24", "training.workers=1"],
+    ["training.gradient_checkpointing=false", "hardware.gpu_memory_gb=20"],
+    ["policy.engine.max_model_len=1024"],
+    ["training.max_tokens=640", "policy.service.release_for_training=false"],
+]
+
+
+@pytest.mark.parametrize("file", (ROOT / "configs").glob("*.yaml"), ids=lambda file: file.stem)
+def test_what_a_plan_advises_passes_the_plan(file: Path) -> None:
+    for settings in SMALLER:
+        config = RunConfig.load(file, settings)
+        model = find_architecture(config.policy.model)
+        change = make_plan(config, *model).change
+        if "cpu" in (config.policy.engine.accelerator, config.training.accelerator):
+            change = settings_on_gpus(config, *model)
+        if change is not None:
+            changed = make_plan(RunConfig.load(file, [*settings, *change]), *model)
+            assert changed.problems == [] and changed.change is None, (settings, change)
+
+
+def test_a_run_of_cpus_that_would_not_fit_gpus_is_advised_what_fits_or_nothing() -> None:
+    file = ROOT / "configs" / "demo.yaml"
+    accelerators = ["policy.engine.accelerator=gpu", "training.accelerator=gpu"]
+    plain = RunConfig.load(file)
+    model = find_architecture(plain.policy.model)
+    assert settings_on_gpus(plain, *model) == accelerators
+    alone = RunConfig.load(file, ["hardware.gpus=1"])
+    released = "policy.service.release_for_training=true"
+    assert settings_on_gpus(alone, *model) == [*accelerators, released]
+    talkative = Assumptions(reason_tokens=160, question_tokens=160)  # in a model of 1,024 tokens
+    assert settings_on_gpus(plain, *model, talkative) is None
+
+
 def test_the_papers_hours_are_of_this_size() -> None:
     """15 A100-hours for LLaVA-1.5-7B on 17,000 pairs, with two rows a pair and the reference in every step.
 
@@ -286,6 +320,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 2 and "--image-size 9: give WIDTHxHEIGHT" in done.stderr
     done = sima("plan", "configs/demo.yaml")
     assert done.returncode == 2 and "--set training.accelerator=gpu" in done.stderr
+    advised = done.stderr.partition("for the same on GPUs add ")[2].split()
+    done = sima("plan", "configs/demo.yaml", *advised)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "fits")
 
 
 def test_a_plan_loads_no_engines() -> None:

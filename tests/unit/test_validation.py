@@ -2,13 +2,17 @@
 
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from easy_pairs import easy_pairs, write_pairs
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -146,6 +150,17 @@ def test_an_image_that_many_rows_name_is_loaded_once_and_rows_keep_their_order(
     found = check_prompts(DataConfig(prompts=file, images=str(images)))
     assert loaded == dict.fromkeys(names, 1)
     assert [row["row_id"] for row in found.bad] == [str(n) for n in range(600) if n % 3]
+
+
+def test_pairs_are_told_from_prompts_and_who_takes_them_is_said(images: Path) -> None:
+    pairs = write_pairs(easy_pairs(images, 2), images / "pairs.parquet")
+    words = r"pairs\.parquet: preference pairs, not .* data\.pairs .*`sima validate CONFIG`"
+    assert re.search(words, str(validate(pairs, "--images", str(images)).exception))
+    other = images / "other.parquet"
+    pq.write_table(pa.table({"image": ["a.png"]}), other)
+    done = validate(str(other), "--no-images")
+    assert "other.parquet: Parquet, not JSON lines: a prompt is a line" in str(done.exception)
+    assert done.exit_code == 1
 
 
 def test_a_config_is_checked_with_its_evaluation(images: Path, tmp_path: Path) -> None:
