@@ -48,12 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, default=Path("benchmarks/pipeline/deep.yaml"))
-    parser.add_argument("--prompts", type=int, default=800, help="of the demo's world")
+    parser.add_argument("--prompts", type=int, default=1000, help="of the demo's world")
     parser.add_argument("--few", type=int, default=32, help="of them, evenly drawn, one at a time")
     parser.add_argument(
         "--layers",
         type=int,
-        default=64,
+        default=128,
         help="of the policy; the demo's has 6 and answers the same",
     )
     parser.add_argument("--repeats", type=int, default=3)
@@ -101,11 +101,11 @@ def _best_setting(name: str, work: Work) -> JsonDict:
     if name == "raw":
         from benchmarks.pipeline.by_raw import SETTINGS
 
-        few, more = max(1, work.prompts // 5), {"orders": True}
+        few, more = max(1, work.prompts // 8), {"orders": True}
     else:
         from benchmarks.pipeline.by_single import SETTINGS
 
-        few, more = max(1, work.few // 8), {}
+        few, more = max(1, work.few // 16), {}
     tried = [(_trial(name, work, setting | {"few": few}), setting) for setting in SETTINGS]
     _, chosen = max(tried, key=lambda found: found[0].rate)
     return chosen | more

@@ -10,9 +10,13 @@ from benchmarks.pipeline.work import Requests, Work, read_rows, requests_of
 from sima_ray.ports import CompletionRequest, JsonDict
 
 SETTINGS: list[JsonDict] = [
-    {"threads": threads, "own_process": own} for threads in (1, 2) for own in (True, False)
+    {"threads": threads, "own_process": own, "replicas_room": room}
+    for threads in (1, 2)
+    for own in (True, False)
+    for room in (False, True)
 ]
-"""OpenMP's threads, and whether the engine has a process of its own beside the one that tokenises."""
+"""OpenMP's threads; whether the engine has a process of its own beside the one that tokenises; whether it has as
+many sequences in a step, and as much cache, as all our replicas together, or as one."""
 
 CASES = 24
 """Of which both orders are timed."""
@@ -51,7 +55,14 @@ class Engine:
         from sima_ray.runtime.deployment import environment
 
         policy = work.run.policy
-        os.environ.update(environment(policy.engine))
+        count = policy.service.max_replicas if setting["replicas_room"] else 1
+        engine = policy.engine.model_copy(
+            update={
+                "max_num_seqs": policy.engine.max_num_seqs * count,
+                "cpu_kv_cache_gb": policy.engine.cpu_kv_cache_gb * count,
+            }
+        )
+        os.environ.update(environment(engine))
         os.environ["OMP_NUM_THREADS"] = str(setting["threads"])
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(setting["own_process"]))
         from transformers import AutoProcessor
@@ -59,7 +70,7 @@ class Engine:
 
         from serve_apps.policy import engine_arguments
 
-        self._llm = LLM(policy.model, **engine_arguments(policy.engine))
+        self._llm = LLM(policy.model, **engine_arguments(engine))
         self._processor: Any = AutoProcessor.from_pretrained(policy.model)
 
     def prepare(self, requests: list[CompletionRequest]) -> tuple[list[Any], list[Any]]:

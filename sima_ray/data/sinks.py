@@ -20,7 +20,7 @@ from sima_ray import errors
 from sima_ray.config import PairsConfig
 from sima_ray.data.blocks import committed_files, discard_incomplete
 from sima_ray.data.locations import open_location
-from sima_ray.data.stages import CPUS
+from sima_ray.data.stages import CPUS, TASKS
 from sima_ray.errors import DataError, LedgerError, SimaError
 from sima_ray.ledger import Ledger
 from sima_ray.pairs import PairLengths, apply_length_policy, believed_preference, to_pair
@@ -55,7 +55,9 @@ def write_preferences(ds: Dataset, folder: str) -> None:
     discard_incomplete(folder)
     filesystem, path = open_location(folder)
     try:
-        ds.write_parquet(path, filesystem=filesystem, ray_remote_args={"num_cpus": CPUS})
+        ds.write_parquet(
+            path, filesystem=filesystem, ray_remote_args={"num_cpus": CPUS}, concurrency=TASKS
+        )
     except RayError as error:
         reason = _reason(error)
         if reason is None:

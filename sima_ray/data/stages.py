@@ -30,6 +30,7 @@ Connect = Callable[[], Policy]
 """Makes a policy where a worker runs; it travels to the worker, the policy does not."""
 
 CPUS = 0.1
+TASKS = 2
 """What a worker or a task of these stages reserves."""
 
 
@@ -48,7 +49,9 @@ def read_prompts(path: str, *, rows_per_block: int = 128, done: str | None = Non
     """
     source = RowSource.plan(path, rows_per_block, done)
     blocks = max(1, len(source.blocks))
-    return ray.data.read_datasource(source, num_cpus=CPUS, override_num_blocks=blocks)
+    return ray.data.read_datasource(
+        source, num_cpus=CPUS, override_num_blocks=blocks, concurrency=TASKS
+    )
 
 
 def generate(
@@ -78,7 +81,9 @@ def critique(
 
 def outcome(ds: Dataset) -> Dataset:
     """Fill `outcome` of every row, and the pair's columns where there is a preference."""
-    return ds.map_batches(_outcomes, batch_format="pyarrow", batch_size=None, num_cpus=CPUS)
+    return ds.map_batches(
+        _outcomes, batch_format="pyarrow", batch_size=None, num_cpus=CPUS, concurrency=TASKS
+    )
 
 
 def _with_policy(
