@@ -30,8 +30,11 @@ Connect = Callable[[], Policy]
 """Makes a policy where a worker runs; it travels to the worker, the policy does not."""
 
 CPUS = 0.1
-TASKS = 2
 """What a worker or a task of these stages reserves."""
+
+TASKS = 2
+"""Of reading, and of writing, at once: each has a process of its own, which takes more than a second of a core to
+start, and blocks come and go faster than any policy answers."""
 
 
 def read_prompts(path: str, *, rows_per_block: int = 128, done: str | None = None) -> Dataset:
