@@ -62,6 +62,12 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def one_line(error: object, limit: int = 300) -> str:
+    """An error's text on one line, cut to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def why(error: BaseException) -> str:
     """Why a file cannot be used, on one line, for a message that names the file.
 
@@ -71,4 +77,4 @@ def why(error: BaseException) -> str:
         return os.strerror(errno.ENOENT)
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

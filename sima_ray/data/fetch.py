@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 import httpx
 
-from sima_ray.data.locations import MAX_IMAGE_BYTES, load_image, one_line
+from sima_ray.data.locations import MAX_IMAGE_BYTES, load_image
 from sima_ray.data.names import bare_name
 from sima_ray.data.prompts import read_lines
-from sima_ray.errors import ConfigError, DataError, why
+from sima_ray.errors import ConfigError, DataError, one_line, why
 from sima_ray.images import ImageProblem, check_image
 
 COCO = "http://images.cocodataset.org/train2017/"

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sima_ray.data.locations import MAX_IMAGE_BYTES, load_image, one_line, open_location
+from sima_ray.data.locations import MAX_IMAGE_BYTES, load_image, open_location
 from sima_ray.data.preference import (
     COLUMNS,
     Form,
@@ -27,7 +27,7 @@ from sima_ray.data.preference import (
     to_preference,
 )
 from sima_ray.data.record_files import named, read_records
-from sima_ray.errors import DataError, why
+from sima_ray.errors import DataError, one_line, why
 from sima_ray.images import ImageInfo, ImageProblem, check_image, read_header
 from sima_ray.ports import JsonDict
 from sima_ray.records import PAIR_SCHEMA, PreferencePair, Quarantine

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sima_ray.config import DataConfig, PairsConfig
-from sima_ray.data.locations import one_line, open_location
+from sima_ray.data.locations import open_location
 from sima_ray.data.prompts import MAX_NAME_CHARS, BadLine, checked_text
-from sima_ray.errors import DataError, why
+from sima_ray.errors import DataError, one_line, why
 from sima_ray.ledger import Ledger
 from sima_ray.pairs import PairLengths, apply_length_policy
 from sima_ray.ports import JsonDict

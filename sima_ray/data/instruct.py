@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sima_ray.data.locations import one_line, open_location
+from sima_ray.data.locations import open_location
 from sima_ray.data.prompts import FIELDS, PLACEHOLDER
 from sima_ray.data.record_files import json_records, named
-from sima_ray.errors import DataError, why
+from sima_ray.errors import DataError, one_line, why
 from sima_ray.ports import JsonDict
 
 

@@ -129,12 +129,6 @@ def read_image(root: str, name: str) -> bytes:
         raise _missing(f"image {name!r} cannot be read: {why(error)}") from error
 
 
-def one_line(error: object, limit: int = 300) -> str:
-    """An error's text on one line, cut to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
 def _below(root: str, base: str, name: str) -> str:
     """The name relative to the root, or an ImageProblem when it points elsewhere."""
     outside = _missing(f"image {name!r} is outside the image folder {root}")

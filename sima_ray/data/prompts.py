@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sima_ray.config import DataConfig
-from sima_ray.data.locations import check_root, load_image, one_line, open_location
-from sima_ray.errors import DataError, why
+from sima_ray.data.locations import check_root, load_image, open_location
+from sima_ray.errors import DataError, one_line, why
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict
 from sima_ray.records import PROMPT_FIELDS, ROW_SCHEMA, Quarantine

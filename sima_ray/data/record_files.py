@@ -14,8 +14,8 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from sima_ray.data.locations import one_line, open_location
-from sima_ray.errors import DataError, why
+from sima_ray.data.locations import open_location
+from sima_ray.errors import DataError, one_line, why
 
 _ROWS = 32
 _BUFFER_BYTES = 1 << 20

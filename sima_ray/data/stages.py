@@ -18,9 +18,8 @@ from ray.data import ActorPoolStrategy, Dataset
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
 from sima_ray.critic.prompt import DEFAULT_EXAMPLES, CriticPrompt, Layout, load_examples
 from sima_ray.data.blocks import RowSource
-from sima_ray.data.locations import one_line
 from sima_ray.data.work import BATCHES, Critic, Generate, Health, RowWork, decide_row
-from sima_ray.errors import ConfigError, DataError, RequestRefused, ServiceError
+from sima_ray.errors import ConfigError, DataError, RequestRefused, ServiceError, one_line
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict, Policy
 from sima_ray.records import ROW_SCHEMA, Quarantine

@@ -16,8 +16,8 @@ from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
 from sima_ray.critic.judge import Case, critique
 from sima_ray.critic.prompt import CriticPrompt
 from sima_ray.critic.vote import decide, identical
-from sima_ray.data.locations import load_image, one_line, read_image
-from sima_ray.errors import RequestRefused, ServiceError
+from sima_ray.data.locations import load_image, read_image
+from sima_ray.errors import RequestRefused, ServiceError, one_line
 from sima_ray.pairs import to_pair
 from sima_ray.ports import (
     Completion,

@@ -22,8 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sima_ray.data.locations import one_line
-from sima_ray.errors import ModelError
+from sima_ray.errors import ModelError, one_line
 from sima_ray.policy.checkpoint import load_processor
 from sima_ray.policy.convert_config import TOWER_FOLDER, known_tower
 from sima_ray.policy.tiny import CHAT_TEMPLATE, IMAGE, PAD

@@ -8,8 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from sima_ray.data.locations import one_line
-from sima_ray.errors import ModelError
+from sima_ray.errors import ModelError, one_line
 from sima_ray.policy.checkpoint import read_config
 from sima_ray.ports import JsonDict
 

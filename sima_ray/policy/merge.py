@@ -17,8 +17,7 @@ import torch
 from peft import PeftModel
 
 from sima_ray.config import MergeConfig
-from sima_ray.data.locations import one_line
-from sima_ray.errors import ModelError, ParityError
+from sima_ray.errors import ModelError, ParityError, one_line
 from sima_ray.policy.checkpoint import (
     INDEX_SUFFIX,
     WEIGHT_SUFFIXES,

@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sima_ray.data.locations import one_line
-from sima_ray.errors import ModelError, why
+from sima_ray.errors import ModelError, one_line, why
 from sima_ray.policy.checkpoint import INDEX_SUFFIX
 
 SHARD_BYTES = 5_000_000_000

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sima_ray.errors import ClusterError
+from sima_ray.errors import ClusterError, one_line
 from sima_ray.ports import JsonDict
 from sima_ray.runtime.columns import columns
 from sima_ray.runtime.progress import duration, shown
-from sima_ray.runtime.submission import RUN, STAGE, Target, connect, one_line
+from sima_ray.runtime.submission import RUN, STAGE, Target, connect
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import sima_ray
 from sima_ray.config import RunConfig
-from sima_ray.errors import ClusterError, ConfigError, JobFailed, SimaError
+from sima_ray.errors import ClusterError, ConfigError, JobFailed, SimaError, one_line
 from sima_ray.runtime import cluster, versions
 
 STAGES = ("preferences", "train", "merge", "evaluate", "report", "pipeline")
@@ -320,8 +320,3 @@ def _job_environment() -> dict[str, str]:
         "SIMA_REVISION": revision() or "unknown",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text on one line, cut where it is long."""
-    return " ".join(str(error).split())[:300]

@@ -24,8 +24,8 @@ from typing import Any
 import pyarrow.fs
 
 from sima_ray.config import TrainingConfig
-from sima_ray.data.locations import one_line, open_location
-from sima_ray.errors import SimaError, TrainingError
+from sima_ray.data.locations import open_location
+from sima_ray.errors import SimaError, TrainingError, one_line
 from sima_ray.policy.checkpoint import check_policy, fingerprint
 from sima_ray.runtime.run import RunFolder
 from sima_ray.runtime.training_log import (
