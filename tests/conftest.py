@@ -1,6 +1,7 @@
 """Fixtures that all tests share: one local Ray a session, and one untrained tiny LLaVA."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 for name, value in SERVE_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+# A shell that starts the tests in the background has them ignore it, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

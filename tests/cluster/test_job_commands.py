@@ -24,6 +24,7 @@ from sima_ray.records import ROW_SCHEMA
 from sima_ray.runtime import cluster
 
 CPUS = 2
+SIMA = str(Path(sys.executable).parent / "sima")
 
 TAKE_ALL = f"""
 import ray
@@ -33,13 +34,6 @@ print(ray.get(holder.there.remote()), flush=True)
 input()
 """
 """Holds every CPU until its input ends, so that a stage which needs one waits as long as the test likes."""
-
-CTRL_C = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-from sima_ray.cli import main
-main()
-"""
 
 
 @dataclass
@@ -68,8 +62,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.LocalClu
         patch.setenv("SIMA_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("NO_COLOR", "1")
         # In a process of its own, as users start it: a cluster that is this process's child takes long to end.
-        program = str(Path(sys.executable).parent / "sima")
-        subprocess.run([program, "up", f"--cpus={CPUS}", "--gpus=0"], check=True, timeout=400)
+        subprocess.run([SIMA, "up", f"--cpus={CPUS}", "--gpus=0"], check=True, timeout=400)
         running = cluster.running()
         assert running
         try:
@@ -194,7 +187,7 @@ def test_nobodys_job(local: cluster.LocalCluster, command: str) -> None:
 
 def _interrupted_logs(job: str) -> Done:
     """`sima logs -f JOB`, until Ctrl-C."""
-    command = [sys.executable, "-c", CTRL_C, "logs", "-f", "--verbose", job]
+    command = [SIMA, "logs", "-f", "--verbose", job]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     first = process.stdout.readline()  # it follows now
