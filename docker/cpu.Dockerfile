@@ -29,5 +29,6 @@ WORKDIR /home/sima
 ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
 ENV RAY_SERVE_PROXY_USE_GRPC=1 RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=268435456
 ENV RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60
+ENV RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5
 # The token must be mounted or set (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH): without one Ray does not start.
 CMD ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]

@@ -26,6 +26,7 @@ WORKDIR /home/sima
 ENV HF_HUB_OFFLINE=1 RAY_AUTH_MODE=token
 ENV RAY_SERVE_PROXY_USE_GRPC=1 RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=268435456
 ENV RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60
+ENV RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5
 # A worker of a cluster; KubeRay gives its own command.
 ENTRYPOINT ["ray", "start", "--block", "--disable-usage-stats"]
 CMD ["--head", "--dashboard-host=127.0.0.1"]

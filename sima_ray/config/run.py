@@ -1,5 +1,6 @@
 """A whole run, and what its stages do."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -67,9 +68,9 @@ class GenerationConfig(Section):
     concurrency: int = Field(
         default=64,
         ge=1,
-        description="Rows that one Data worker keeps in flight, of two batches at most: each is one call of "
-        "the policy, which brings its engine two requests. An evaluation keeps as many questions in flight "
-        "as all of them together, a request each.",
+        description="Rows that one Data worker keeps in flight, of as many batches as it takes: each is one "
+        "call of the policy, which brings its engine two requests. An evaluation keeps as many questions in "
+        "flight as all of them together, a request each.",
     )
     workers: int = Field(default=1, ge=1, description="Data workers of this stage.")
     batch_size: int = Field(
@@ -77,6 +78,13 @@ class GenerationConfig(Section):
     )
     retries: int = Field(default=5, ge=0, description="Tries again after a failure that may pass.")
     timeout_s: float = Field(default=600.0, gt=0, description="Of one call, queueing included.")
+
+    @property
+    def open_batches(self) -> int:
+        """Batches that a Data worker has open at once: as many as hold the rows in flight, and the next, whose
+        rows take the places that one batch's last rows leave.
+        """
+        return math.ceil(self.concurrency / self.batch_size) + 1
 
     @property
     def in_flight(self) -> int:

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from sima_ray.config import CriticConfig, DataConfig, GenerationConfig
 from sima_ray.critic.prompt import DEFAULT_EXAMPLES, CriticPrompt, Layout, load_examples
 from sima_ray.data.blocks import RowSource
-from sima_ray.data.work import BATCHES, Critic, Generate, Health, RowWork, decide_row
+from sima_ray.data.work import Critic, Generate, Health, RowWork, decide_row
 from sima_ray.errors import ConfigError, DataError, RequestRefused, ServiceError, one_line
 from sima_ray.images import ImageProblem
 from sima_ray.ports import JsonDict, Policy
@@ -98,8 +98,8 @@ def _with_policy(
         batch_size=generation.batch_size,
         compute=ActorPoolStrategy(
             size=generation.workers,
-            max_tasks_in_flight_per_actor=2 * BATCHES,
-            max_concurrent_calls_per_actor=BATCHES,
+            max_tasks_in_flight_per_actor=2 * generation.open_batches,
+            max_concurrent_calls_per_actor=generation.open_batches,
         ),
         num_cpus=CPUS,
     )

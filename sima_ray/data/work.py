@@ -32,9 +32,6 @@ from sima_ray.records import Candidate, Critique, Outcome, Prompt
 
 REQUESTS = 2
 """Of a row, in one call: two candidates, or a critique in both orders."""
-BATCHES = 2
-"""Batches that a Data worker has open at once: the next one fills the gap that the last rows of one
-leave."""
 WINDOW = 100
 MIN_ROWS = 50
 """A run stops when more than half of the last WINDOW rows failed, of at least MIN_ROWS."""

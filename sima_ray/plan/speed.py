@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sima_ray.config import RunConfig
-from sima_ray.data.work import BATCHES, REQUESTS
+from sima_ray.data.work import REQUESTS
 from sima_ray.plan.architecture import Architecture
 from sima_ray.plan.serving import DTYPE_BYTES, kv_bytes
 from sima_ray.plan.workload import Assumptions, Workload
@@ -51,8 +51,7 @@ def of_preferences(config: RunConfig, load: Workload) -> Flow:
     """A call has a row's requests. Critiques are asked while candidates are: the stage of these is always full,
     and beside it are as many critiques as their shorter time allows, which goes by the tokens written.
     """
-    generation = config.generation
-    rows = generation.workers * min(generation.concurrency, BATCHES * generation.batch_size)
+    rows = config.generation.in_flight
     critiques = min(rows, rows * load.reason // load.response)
     return Flow(rows + critiques, REQUESTS, load.critique + load.reason, load.reason)
 

@@ -1,5 +1,6 @@
 """The preferences stages on a local Ray, with a fake policy: what goes in comes out, counted."""
 
+import asyncio
 import json
 import multiprocessing
 import shutil
@@ -31,7 +32,7 @@ from sima_ray.data.prompts import index_prompts
 from sima_ray.data.sinks import read_pairs, write_pairs, write_preferences
 from sima_ray.data.stages import critique, generate, outcome, read_prompts
 from sima_ray.errors import DataError, LedgerError, ServiceError
-from sima_ray.ports import Policy
+from sima_ray.ports import Completion, CompletionRequest, Policy
 from sima_ray.records import ROW_SCHEMA, Outcome, Quarantine
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -168,6 +169,35 @@ def check_pairs(folder: str, rows: dict[str, dict[str, Any]]) -> None:
         write_pairs(folder, str(destination), PairsConfig(), 7, rows=49)
     close = write_pairs(folder, str(destination), PairsConfig(max_length_ratio=1.01), 7, rows=48)
     assert close.rows == 48 and close.outcomes[Outcome.LENGTH_POLICY] + close.pairs == 6
+
+
+def test_small_batches_are_no_limit_to_the_rows_in_flight(data: DataConfig) -> None:
+    class Crowd(Policy):  # nested, so that it travels by value
+        """Gives no answer before the requests of twelve rows wait, and an error where there are more."""
+
+        def __init__(self) -> None:
+            self._waiting, self._full = 0, asyncio.Event()
+
+        async def complete(self, request: CompletionRequest) -> Completion:
+            self._waiting += 1
+            if self._waiting == 24:
+                self._full.set()
+            assert self._waiting <= 24
+            await asyncio.wait_for(self._full.wait(), 60)
+            self._waiting -= 1
+            return {
+                "text": "So many.",
+                "tokens": 2,
+                "logprob": -1.0,
+                "finish_reason": "stop",
+                "model_version": "crowd",
+            }
+
+    rows = read_prompts(indexed(data, ["plain"] * 48), rows_per_block=4)
+    twelve = GenerationConfig(concurrency=12, batch_size=4)
+    assert twelve.open_batches == 4  # the twelve rows', and the next
+    answered = generate(rows, data=data, generation=twelve, seed=7, connect=Crowd).take_all()
+    assert len(answered) == 48 and {row["error"] for row in answered} == {None}
 
 
 def test_one_in_a_hundred_is_bad_in_each_of_eight_ways(data: DataConfig, book: Any) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.pipeline import __main__ as command
 from benchmarks.pipeline.depth import deepen
 from benchmarks.pipeline.figures import cache_share, figures, met, table
 from benchmarks.pipeline.layout import Best, Prompt, best
 from benchmarks.pipeline.trial import Trial
-from benchmarks.pipeline.work import evenly
+from benchmarks.pipeline.work import Work, evenly
 from sima_ray.ports import JsonDict
 
 IMAGE = 99
@@ -100,3 +101,18 @@ def test_few_rows_are_evenly_drawn(few: int) -> None:
     drawn = evenly(range(800), few)
     assert len(set(drawn)) == min(few, 800)
     assert drawn == sorted(drawn) and sum(drawn) / len(drawn) == pytest.approx(399.5, abs=1)
+
+
+def test_bare_vllms_setting_is_chosen_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes are best on a part, one with room for all of it on the whole."""
+
+    def trial(name: str, work: Work, setting: JsonDict) -> Trial:
+        rate = 1.0 + setting["threads"] + setting["own_process"]
+        if "few" not in setting:
+            rate += setting["replicas_room"]
+        return Trial(name, setting.get("few", work.prompts), setting.get("few", 800) / rate, 0)
+
+    monkeypatch.setattr(command, "_trial", trial)
+    chosen = command._best_setting("raw", Work(Path(), Path(), 800, 32, 6))
+    room = {"threads": 2, "own_process": True, "replicas_room": True}
+    assert chosen == room | {"orders": True}
